@@ -1,0 +1,80 @@
+"""The errors fastprune raises on purpose: one clear line each, and exit code 2 on the command line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "ArtifactError",
+    "BudgetError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "FastpruneError",
+    "GraphError",
+    "PlanError",
+    "TrainingError",
+    "WeightsError",
+    "nearest",
+]
+
+
+class FastpruneError(Exception):
+    """What the user can mend: bad input, an impossible request, a broken file."""
+
+
+class ConfigError(FastpruneError):
+    """Everything that is wrong with a configuration, said once.
+
+    Args:
+        problems: one line each, ``path.to.field: what is wrong and what would be right``.
+    """
+
+    def __init__(self, problems: Sequence[str] | str) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class GraphError(FastpruneError):
+    """The network could not be traced, or is not the network the graph was traced from."""
+
+
+class PlanError(FastpruneError):
+    """A pruning plan does not fit its graph, or prunes nothing."""
+
+
+class BudgetError(FastpruneError):
+    """A budget cannot be met, or makes no sense; the message gives the satisfiable range."""
+
+
+class WeightsError(FastpruneError):
+    """A weights file is missing, unreadable, or of another network."""
+
+
+class DataError(FastpruneError):
+    """A dataset is missing, empty, or not laid out as expected."""
+
+
+class CheckpointError(FastpruneError):
+    """No checkpoint of a run could be read."""
+
+
+class ArtifactError(FastpruneError):
+    """A saved network cannot be written, found, read, or rebuilt."""
+
+
+class TrainingError(FastpruneError):
+    """Training cannot go on, for instance because the loss is not a number."""
+
+
+def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:
+    """A hint for an unknown name: ``; did you mean 'x'?`` with the nearest known ones, or the known list."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=most, cutoff=0.6)
+    if close:
+        return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
+    if not names:
+        return "; none are known"
+    shown = ", ".join(names[:20]) + (f", … ({len(names)} in all)" if len(names) > 20 else "")
+    return f"; known: {shown}"

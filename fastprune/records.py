@@ -1,0 +1,92 @@
+"""Plain frozen records that every floor may share. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from fastprune.errors import BudgetError, nearest
+
+__all__ = ["METRICS", "Budget", "Cost", "Limit", "Metric", "Widths"]
+
+Metric = Literal["macs", "params", "channels", "size_mb", "latency_ms"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+Widths = dict[str, int]
+"""Channel group name -> number of channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a network costs for one input of the traced shape (batch of one).
+
+    Attributes:
+        macs: multiply-accumulates of every convolution and linear layer.
+        params: parameters.
+        channels: sum of the convolutions' output channels.
+        size_mb: bytes of parameters and buffers / 10^6.
+    """
+
+    macs: int
+    params: int
+    channels: int
+    size_mb: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "macs": self.macs,
+            "params": self.params,
+            "channels": self.channels,
+            "size_mb": round(self.size_mb, 6),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One line of a budget: at most ``value`` of ``metric``; a fraction of the unpruned network's if ``fraction``."""
+
+    metric: Metric
+    value: float
+    fraction: bool
+
+    def absolute(self, full: float) -> float:
+        """The limit in the metric's own unit, given what the unpruned network costs."""
+        return self.value * full if self.fraction else self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What the pruned network may cost; every limit holds at once."""
+
+    limits: tuple[Limit, ...]
+
+    @staticmethod
+    def parse(given: Budget | Mapping[str, float]) -> Budget:
+        """A budget from ``{"macs": 0.5, "params": 1_000_000}``: up to 1 the fraction kept, above it absolute.
+
+        Raises:
+            BudgetError: no limit, an unknown metric, or a value that is not a positive number.
+        """
+        if isinstance(given, Budget):
+            return given
+        if not given:
+            raise BudgetError(f"budget: got no limit; expected one of {', '.join(METRICS)}")
+        limits = []
+        for metric, value in given.items():
+            if metric not in METRICS:
+                raise BudgetError(f"budget.{metric}: unknown metric{nearest(metric, METRICS)}")
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise BudgetError(f"budget.{metric}: expected a number, got {value!r}")
+            if not math.isfinite(value) or value <= 0:
+                raise BudgetError(
+                    f"budget.{metric}: got {value}; expected a fraction kept in (0, 1] or an absolute above 1"
+                )
+            # Milliseconds and megabytes below 1 are ordinary absolutes, but a fraction is what is meant
+            # nearly always; one rule for all metrics is easier to remember than five.
+            limits.append(Limit(metric, float(value), value <= 1))
+        return Budget(tuple(limits))
+
+    def to_dict(self) -> dict[str, float]:
+        return {limit.metric: limit.value for limit in self.limits}
