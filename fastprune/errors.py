@@ -1,4 +1,4 @@
-"""The errors fastprune raises on purpose: one clear line each, and exit code 2 on the command line."""
+"""The errors fastprune raises on purpose: one clear line each, exit code 2 on the command line."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class TrainingError(FastpruneError):
 
 
 def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:
-    """A hint for an unknown name: ``; did you mean 'x'?`` with the nearest known ones, or the known list."""
+    """A hint for an unknown name: ``; did you mean 'x'?`` with the nearest, or the known names."""
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=most, cutoff=0.6)
     if close:

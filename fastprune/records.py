@@ -45,7 +45,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One line of a budget: at most ``value`` of ``metric``; a fraction of the unpruned network's if ``fraction``."""
+    """One line of a budget: at most ``value`` of ``metric``.
+
+    With ``fraction`` the value is a fraction of what the unpruned network costs.
+    """
 
     metric: Metric
     value: float
@@ -64,7 +67,7 @@ class Budget:
 
     @staticmethod
     def parse(given: Budget | Mapping[str, float]) -> Budget:
-        """A budget from ``{"macs": 0.5, "params": 1_000_000}``: up to 1 the fraction kept, above it absolute.
+        """A budget from ``{"macs": 0.5, "params": 1_000_000}``: up to 1 a fraction, above it absolute.
 
         Raises:
             BudgetError: no limit, an unknown metric, or a value that is not a positive number.
@@ -81,10 +84,11 @@ class Budget:
                 raise BudgetError(f"budget.{metric}: expected a number, got {value!r}")
             if not math.isfinite(value) or value <= 0:
                 raise BudgetError(
-                    f"budget.{metric}: got {value}; expected a fraction kept in (0, 1] or an absolute above 1"
+                    f"budget.{metric}: got {value}; "
+                    "expected a fraction kept in (0, 1] or an absolute above 1"
                 )
-            # Milliseconds and megabytes below 1 are ordinary absolutes, but a fraction is what is meant
-            # nearly always; one rule for all metrics is easier to remember than five.
+            # Milliseconds and megabytes below 1 are ordinary absolutes, but a fraction is what is
+            # meant nearly always; one rule for all metrics is easier to remember than five.
             limits.append(Limit(metric, float(value), value <= 1))
         return Budget(tuple(limits))
 

@@ -1,4 +1,4 @@
-"""Names to builders: every kind of plug-in (network, dataset, criterion, method, ...) is one Registry."""
+"""Names to builders: every kind of plug-in (network, dataset, method, ...) is one Registry."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Entry(Generic[Builder]):
 
 
 class Registry(Generic[Builder]):
-    """Members of one kind, found by themselves: importing any file of ``package`` registers what is in it.
+    """Members of one kind, found by themselves: importing a file of ``package`` registers its own.
 
-    Third parties add members through the entry point group ``fastprune.<kind>``; each entry point names a
-    module to import.
+    Third parties add members through the entry point group ``fastprune.<kind>``; each entry point
+    names a module to import.
 
     Args:
         kind: plural noun, for messages and the entry point group (``"criteria"``).
@@ -52,7 +52,9 @@ class Registry(Generic[Builder]):
         self._members: dict[str, Entry[Builder]] = {}
         self._discovered = False
 
-    def register(self, name: str, *, options: Any = None, **extra: Any) -> Callable[[Builder], Builder]:
+    def register(
+        self, name: str, *, options: Any = None, **extra: Any
+    ) -> Callable[[Builder], Builder]:
         """Decorator: add a builder under ``name``.
 
         Raises:
@@ -82,7 +84,9 @@ class Registry(Generic[Builder]):
         if name not in self._members:
             self._discover()
         if name not in self._members:
-            raise FastpruneError(f"{self.kind}: unknown name {name!r}{nearest(name, self._members)}")
+            raise FastpruneError(
+                f"{self.kind}: unknown name {name!r}{nearest(name, self._members)}"
+            )
         return self._members[name]
 
     def __contains__(self, name: str) -> bool:
