@@ -67,7 +67,7 @@ class Budget:
 
     @staticmethod
     def parse(given: Budget | Mapping[str, float]) -> Budget:
-        """A budget from ``{"macs": 0.5, "params": 1_000_000}``: up to 1 a fraction, above it absolute.
+        """A budget from ``{"macs": 0.5, "params": 1_000_000}``: up to 1 a fraction, then absolute.
 
         Raises:
             BudgetError: no limit, an unknown metric, or a value that is not a positive number.

@@ -1,0 +1,24 @@
+// Takes the place of csrc/cuda/*.cu where nvcc was not found or was not wanted.
+#ifndef FASTPRUNE_WITH_CUDA
+
+#include <stdexcept>
+
+#include "device.h"
+
+namespace fastprune::cuda {
+
+namespace {
+
+constexpr const char* kAbsent = "fastprune._C was compiled without CUDA; `fastprune doctor` says why";
+
+}  // namespace
+
+int device_count() { throw std::runtime_error(kAbsent); }
+
+void probe(int) { throw std::runtime_error(kAbsent); }
+
+int runtime_version() { return 0; }
+
+}  // namespace fastprune::cuda
+
+#endif

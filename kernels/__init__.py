@@ -1,0 +1,1 @@
+"""Kernels compiled from Python when first called; fastprune/ops decides which one runs."""

@@ -1,0 +1,1 @@
+"""numba kernels, one file an op. Importing one needs numba."""
