@@ -1,0 +1,296 @@
+"""YAML and ``key=value`` overrides to a RunConfig; everything that is wrong is said at once."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+)
+from pydantic_core import ErrorDetails
+
+from fastprune import methods
+from fastprune.data import DataOptions
+from fastprune.errors import ConfigError, nearest
+from fastprune.methods import MethodOptions, PruneOptions
+from fastprune.training import TrainingOptions
+
+__all__ = [
+    "LatencyOptions",
+    "ModelOptions",
+    "Normalization",
+    "RunConfig",
+    "json_schema",
+    "load_config",
+    "make_config",
+    "parse_overrides",
+    "to_yaml",
+]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Normalization(_Options):
+    """What a network expects its images to be shifted and scaled by, on the [0, 1] scale."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, given: tuple[float, ...]) -> tuple[float, ...]:
+        if any(value <= 0 for value in given):
+            raise ValueError("expected positive numbers")
+        return given
+
+
+class ModelOptions(_Options):
+    """Which network, and with which weights."""
+
+    name: str = Field(min_length=1)
+    weights: str | None = None
+    num_classes: int | None = Field(default=None, ge=1)
+    options: dict[str, Any] = {}
+    normalization: Normalization | None = None
+
+
+class LatencyOptions(_Options):
+    """How the report measures time: medians of interleaved runs; 0 ``repeats``, no times."""
+
+    batch_size: int = Field(default=16, ge=1)
+    repeats: int = Field(default=20, ge=0)
+
+
+def _method(given: Any) -> Any:
+    """The options of the method that ``name`` names; wrong ones raise with their own paths."""
+    if isinstance(given, MethodOptions):
+        return given
+    if isinstance(given, str):
+        given = {"name": given}
+    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+        raise ValueError(
+            f"expected a mapping with a name, one of {', '.join(methods.registry.names())}"
+        )
+    if given["name"] not in methods.registry:
+        raise ValueError(
+            f"unknown method {given['name']!r}{nearest(given['name'], methods.registry.names())}"
+        )
+    return methods.registry.get(given["name"]).options.model_validate(dict(given))
+
+
+class RunConfig(_Options):
+    """One run, whole: the network, the data, how it is trained, pruned and fine-tuned."""
+
+    model: ModelOptions
+    data: DataOptions
+    baseline: TrainingOptions | None = None
+    method: Annotated[SerializeAsAny[MethodOptions], BeforeValidator(_method)]
+    prune: PruneOptions = PruneOptions()
+    finetune: TrainingOptions | None = None
+    seed: int = Field(default=0, ge=0)
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: int | None = Field(default=None, ge=1)
+    latency: LatencyOptions = LatencyOptions()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, mappings, numbers and strings, every default filled in."""
+        return self.model_dump(mode="json")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML where ``1e-4`` is a number and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+# PyYAML follows YAML 1.1, where floats need a dot and a signed exponent: `1e-4` would be a string.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a YAML file with ``key=value`` overrides laid over it.
+
+    Raises:
+        ConfigError: the file is missing, empty or not YAML, or fields are wrong: a line each.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such configuration file")
+    try:
+        given = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file}: not a text file; expected YAML") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not valid YAML: {_one_line(error)}") from None
+    if given is None:
+        raise ConfigError(f"{file}: the file is empty; expected at least model, data and method")
+    if not isinstance(given, dict):
+        raise ConfigError(f"{file}: expected a mapping of options, got a {type(given).__name__}")
+    return make_config(_overlaid(given, parse_overrides(overrides)), source=str(file))
+
+
+def make_config(given: Mapping[str, Any], *, source: str = "config") -> RunConfig:
+    """The configuration a mapping spells out.
+
+    Raises:
+        ConfigError: every wrong field, a line each.
+    """
+    try:
+        return RunConfig.model_validate(given)
+    except ValidationError as error:
+        lines = [_problem(detail, given) for detail in error.errors(include_url=False)]
+        raise ConfigError([f"{source}: {line}" for line in dict.fromkeys(lines)]) from None
+
+
+def parse_overrides(overrides: Iterable[str]) -> list[tuple[tuple[str, ...], Any]]:
+    """``["finetune.epochs=3"]`` -> ``[(("finetune", "epochs"), 3)]``; values are YAML.
+
+    Raises:
+        ConfigError: an override without ``=``, without a key, or whose value is not YAML.
+    """
+    parsed: list[tuple[tuple[str, ...], Any]] = []
+    problems = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        path = tuple(key.strip().split("."))
+        if not equals or not all(path):
+            problems.append(f"{override}: expected key=value, such as finetune.epochs=3")
+            continue
+        try:
+            parsed.append((path, yaml.load(text, _Loader)))
+        except yaml.YAMLError as error:
+            problems.append(f"{override}: the value is not valid YAML: {_one_line(error)}")
+    if problems:
+        raise ConfigError(problems)
+    return parsed
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration as YAML; loading it gives an equal one."""
+    text: str = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, width=99)
+    return text
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a configuration file, for editors; ``method`` is any registered one."""
+    schema = RunConfig.model_json_schema()
+    choices = []
+    for name in methods.registry.names():
+        part = methods.registry.get(name).options.model_json_schema(
+            ref_template="#/$defs/{model}",
+        )
+        schema.setdefault("$defs", {}).update(part.pop("$defs", {}))
+        part["properties"]["name"] = {"const": name}
+        part["required"] = sorted({*part.get("required", ()), "name"})
+        choices.append(part)
+    schema["properties"]["method"] = {"oneOf": choices, "title": "Method"}
+    schema["title"] = "fastprune run configuration"
+    return schema
+
+
+def _overlaid(
+    given: Mapping[str, Any], overrides: Iterable[tuple[tuple[str, ...], Any]]
+) -> dict[str, Any]:
+    """``given`` with every override put in its place; mappings on the way are made."""
+    result = dict(given)
+    for path, value in overrides:
+        here = result
+        for depth, key in enumerate(path[:-1]):
+            inner = here.get(key)
+            if isinstance(inner, str) and path[:1] == ("method",) and depth == 0:
+                inner = {"name": inner}
+            if inner is not None and not isinstance(inner, dict):
+                stem = ".".join(path[: depth + 1])
+                raise ConfigError(f"{'.'.join(path)}: {stem} is {inner!r}, not a mapping")
+            here[key] = dict(inner or {})
+            here = here[key]
+        here[path[-1]] = value
+    return result
+
+
+def _problem(detail: ErrorDetails, given: Mapping[str, Any]) -> str:
+    """One line: where, what is wrong, what was given and what would be right."""
+    where = ".".join(str(part) for part in detail["loc"]) or "config"
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        known = _fields_at(detail["loc"][:-1], given)
+        return f"{where}: unknown key{nearest(str(detail['loc'][-1]), known)}"
+    if kind == "missing":
+        return f"{where}: missing; {_expectation(detail['loc'], given)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if kind in ("value_error", "assertion_error"):
+        return f"{where}: {message}"
+    return f"{where}: {message}; got {detail['input']!r}"
+
+
+def _expectation(loc: tuple[int | str, ...], given: Mapping[str, Any]) -> str:
+    model = _model_at(loc[:-1], given)
+    info = model.model_fields.get(str(loc[-1])) if model is not None else None
+    inner = _models_in(info.annotation) if info is not None else []
+    if inner:
+        required = [name for name, field in inner[0].model_fields.items() if field.is_required()]
+        return "expected a mapping" + (f" with {', '.join(required)}" if required else "")
+    return "a value is required"
+
+
+def _fields_at(loc: tuple[int | str, ...], given: Mapping[str, Any]) -> list[str]:
+    model = _model_at(loc, given)
+    return [] if model is None else [f.alias or name for name, f in model.model_fields.items()]
+
+
+def _model_at(loc: tuple[int | str, ...], given: Mapping[str, Any]) -> type[BaseModel] | None:
+    """The options model that stands at a path of the configuration."""
+    model: type[BaseModel] = RunConfig
+    for depth, part in enumerate(loc):
+        if depth == 0 and part == "method":
+            method = given["method"]
+            name = method if isinstance(method, str) else method["name"]
+            model = methods.registry.get(name).options
+            continue
+        info = model.model_fields.get(str(part))
+        inner = _models_in(info.annotation) if info is not None else []
+        if not inner:
+            return None
+        model = inner[0]
+    return model
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
+        return [m for a in typing.get_args(annotation) for m in _models_in(a)]
+    return []
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    return " ".join(str(error).split())

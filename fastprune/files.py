@@ -1,0 +1,64 @@
+"""Files that are whole or not there: atomic writes and checksums. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["digest_of", "sha256_of", "write_atomically", "write_json"]
+
+TEMPORARY = ".fastprune-tmp-"
+"""How the names of half-written files begin; a crash may leave one behind, and nobody reads it."""
+
+
+def write_atomically(path: Path, content: bytes | Callable[[Path], object]) -> None:
+    """Puts ``content`` at ``path``; a crash leaves the old file or the new one, never a part.
+
+    Args:
+        path: where; its folder must exist.
+        content: the bytes, or a function that writes them to the temporary path it is given.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        if isinstance(content, bytes):
+            temporary.write_bytes(content)
+        else:
+            content(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """``content`` as indented JSON with a final newline, written atomically."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(path, text.encode())
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    total = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def digest_of(content: Any) -> str:
+    """Hex SHA-256 of plain data, the same however its mappings are ordered."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

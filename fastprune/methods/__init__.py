@@ -1,0 +1,136 @@
+"""Methods: each looks at a network and its data, and returns a pruning plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import nn
+
+from fastprune.data import Splits
+from fastprune.errors import BudgetError
+from fastprune.graph.groups import ChannelGraph
+from fastprune.graph.plan import PruningPlan
+from fastprune.records import Budget
+from fastprune.registry import Registry
+from fastprune.training import TrainingOptions
+from fastprune.training.progress import Progress
+
+__all__ = [
+    "MethodContext",
+    "MethodOptions",
+    "MethodResult",
+    "PruneOptions",
+    "registry",
+]
+
+registry: Registry[Callable[..., MethodResult]] = Registry("methods", "fastprune.methods")
+
+
+class MethodOptions(BaseModel):
+    """What every method's own options model derives from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+
+    @property
+    def needs_baseline(self) -> bool:
+        """Whether the method starts from a trained network rather than training one itself."""
+        return True
+
+    @property
+    def select(self) -> tuple[str, ...]:
+        """Patterns of the norm layers that get a selected group when the network is traced."""
+        return ()
+
+
+class PruneOptions(BaseModel):
+    """How small, and where not: common to all methods that rank channels by score."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    budget: dict[str, float] | None = None
+    round_to: int = Field(default=1, ge=1)
+    min_channels: int = Field(default=1, ge=1)
+    ranking: Literal["global", "layer", "isomorphic"] = "global"
+    ratios: dict[str, float] = {}
+    keep: tuple[str, ...] = ()
+
+    @field_validator("budget")
+    @classmethod
+    def _limits(cls, given: dict[str, float] | None) -> dict[str, float] | None:
+        if given is None:
+            return None
+        try:
+            return Budget.parse(given).to_dict()
+        except BudgetError as error:
+            raise ValueError(str(error).removeprefix("budget").lstrip(".: ")) from None
+
+    @field_validator("ratios")
+    @classmethod
+    def _fractions(cls, given: dict[str, float]) -> dict[str, float]:
+        wrong = [f"{name}: {ratio}" for name, ratio in given.items() if not 0 <= ratio < 1]
+        if wrong:
+            raise ValueError(f"expected dropped fractions in [0, 1), got {', '.join(wrong)}")
+        return given
+
+
+@dataclass(frozen=True, slots=True)
+class MethodContext:
+    """All that a method may look at.
+
+    Attributes:
+        model: the baseline network, on ``device``; a method never alters it.
+        graph: its channel graph, traced with the method's ``select`` patterns.
+        example: the input it was traced with, ``[1, C, H, W]``.
+        splits: the data.
+        prune: budget and the other options common to methods.
+        directory: where the method may keep checkpoints of its own; it is empty on the first call
+            of a run and holds what an interrupted call left on the next.
+        seed: for every random choice of the method.
+        device: where to compute.
+        fresh: builds the same network untrained, on the CPU, from the given seed.
+        finetune: the run's fine-tuning options, which gradual pruning borrows.
+        progress: shows long work.
+    """
+
+    model: nn.Module
+    graph: ChannelGraph
+    example: torch.Tensor
+    splits: Splits
+    prune: PruneOptions
+    directory: Path
+    seed: int
+    device: torch.device
+    fresh: Callable[[int], nn.Module]
+    finetune: TrainingOptions | None
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class MethodResult:
+    """What a method decided.
+
+    Attributes:
+        plan: which channels stay, in the coordinates of the unpruned network.
+        model: the network the plan is to be applied to; a method that trains gives back another
+            than it got.
+        pruned_state: weights for the pruned network that the method trained itself, where it did.
+        masked: fine-tune the unpruned network with its dropped channels held at zero, and cut
+            afterwards.
+        finetune: training options that take the place of the run's own, where the method says
+            how its pruned network is to be trained.
+        notes: facts for the report.
+    """
+
+    plan: PruningPlan
+    model: nn.Module
+    pruned_state: dict[str, torch.Tensor] | None = None
+    masked: bool = False
+    finetune: TrainingOptions | None = None
+    notes: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Running: stages, the run directory, reports, and what the commands compute."""

@@ -1,0 +1,336 @@
+"""The run directory: the only code that knows its file names, and what in it is still good."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from fastprune.config import RunConfig, make_config, to_yaml
+from fastprune.errors import ArtifactError, ConfigError
+from fastprune.files import TEMPORARY, digest_of, sha256_of, write_atomically, write_json
+
+__all__ = ["STAGES", "RunDirectory", "StageRecord", "is_run_directory", "open_directory"]
+
+STAGES = ("baseline", "plan", "prune", "finetune", "report")
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+LOCK = "lock"
+GRAPH = "graph.json"
+BASELINE = "baseline.safetensors"
+UNPRUNED = "unpruned.safetensors"
+PLAN = "plan.json"
+START = "finetune_start.safetensors"
+PRUNED = "pruned"
+REPORT = "report.json"
+
+_FILES = (
+    CONFIG,
+    ENVIRONMENT,
+    GRAPH,
+    BASELINE,
+    UNPRUNED,
+    PLAN,
+    START,
+    f"{PRUNED}.safetensors",
+    f"{PRUNED}.json",
+    REPORT,
+    LOCK,
+)
+_RECORDS = "stages"
+_WORK = "work"
+_INPUTS = "inputs.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """What a finished stage left.
+
+    Attributes:
+        stage: its name.
+        inputs: digest of all that it was made from.
+        results: figures and facts; plain data, the same on every machine-equal repetition.
+        files: name of each file it wrote -> SHA-256.
+        seconds: time it took in the process that finished it.
+    """
+
+    stage: str
+    inputs: str
+    results: dict[str, Any]
+    files: dict[str, str]
+    seconds: float
+
+    @property
+    def digest(self) -> str:
+        """Digest of what the stage made, for the next stage's inputs; times do not enter it."""
+        return digest_of([self.stage, self.inputs, self.results, self.files])
+
+
+def is_run_directory(path: Path) -> bool:
+    """Whether a run was started in this folder."""
+    return (path / CONFIG).is_file()
+
+
+class RunDirectory:
+    """An opened and locked run directory; get one from `open_directory`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def baseline(self) -> Path:
+        """Weights of the baseline network."""
+        return self.path / BASELINE
+
+    @property
+    def unpruned(self) -> Path:
+        """Weights the plan is applied to, where the method trained others than the baseline's."""
+        return self.path / UNPRUNED
+
+    @property
+    def graph(self) -> Path:
+        """Channel groups of the network, for people to read."""
+        return self.path / GRAPH
+
+    @property
+    def plan(self) -> Path:
+        """The pruning plan."""
+        return self.path / PLAN
+
+    @property
+    def start(self) -> Path:
+        """Weights fine-tuning starts from."""
+        return self.path / START
+
+    @property
+    def pruned(self) -> Path:
+        """The product, as `fastprune.load` takes it: stem of a ``.safetensors`` and ``.json``."""
+        return self.path / PRUNED
+
+    @property
+    def report(self) -> Path:
+        """The report, as JSON."""
+        return self.path / REPORT
+
+    def work(self, stage: str, inputs: str) -> Path:
+        """A folder for the checkpoints of a stage; emptied when it is from other inputs."""
+        folder = self.path / _WORK / stage
+        mark = folder / _INPUTS
+        if _read_json(mark) != {"inputs": inputs}:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            write_json(mark, {"inputs": inputs})
+        inner = folder / "checkpoints"
+        inner.mkdir(exist_ok=True)
+        return inner
+
+    def finished(self, stage: str, inputs: str) -> tuple[StageRecord | None, str | None]:
+        """The record of a stage if its result still stands, or why an old one does not."""
+        content = _read_json(self.path / _RECORDS / f"{stage}.json")
+        if content is None:
+            return None, None
+        try:
+            record = StageRecord(**content)
+        except TypeError:
+            return None, "its record is unreadable"
+        if record.inputs != inputs:
+            return None, "its inputs have changed"
+        for name, expected in record.files.items():
+            file = self.path / name
+            if not file.is_file():
+                return None, f"{name} is missing"
+            if sha256_of(file) != expected:
+                return None, f"{name} is damaged"
+        return record, None
+
+    def finish(
+        self,
+        stage: str,
+        inputs: str,
+        results: Mapping[str, Any],
+        files: tuple[Path, ...],
+        seconds: float,
+    ) -> StageRecord:
+        """Writes down that a stage is done; its files must be in place."""
+        sums = {str(file.relative_to(self.path)): sha256_of(file) for file in files}
+        # Through JSON and back, so that a stage sees the same whether it goes on or starts again.
+        plain = json.loads(json.dumps(results))
+        record = StageRecord(stage, inputs, plain, sums, round(seconds, 3))
+        (self.path / _RECORDS).mkdir(exist_ok=True)
+        write_json(self.path / _RECORDS / f"{stage}.json", asdict(record))
+        return record
+
+
+def saved_config(path: Path) -> RunConfig:
+    """The configuration of a run directory.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    file = path / CONFIG
+    try:
+        given = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        given = None
+    if not isinstance(given, dict):
+        raise ConfigError(
+            f"{file}: unreadable; use --fresh to start the run anew, or another --out"
+        )
+    return make_config(given, source=str(file))
+
+
+@contextmanager
+def open_directory(
+    path: Path, config: RunConfig, *, fresh: bool = False
+) -> Iterator[RunDirectory]:
+    """The run directory at ``path``, made if need be and locked while open.
+
+    Args:
+        path: the folder.
+        config: what is to be run; the folder must be new, empty or of the very same configuration.
+        fresh: remove what an earlier run left (only files that fastprune writes) and start anew.
+
+    Raises:
+        ConfigError: the folder holds something else, a run of another configuration, or a run
+            in progress.
+    """
+    _refuse_foreign(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot make the run directory: {error.strerror}") from None
+    with _locked(path):
+        if fresh:
+            _clear(path)
+        for leftover in path.rglob(f"{TEMPORARY}*"):
+            leftover.unlink(missing_ok=True)
+        if is_run_directory(path):
+            _refuse_other(path, config)
+        else:
+            write_json(path / ENVIRONMENT, environment())
+            write_atomically(path / CONFIG, to_yaml(config).encode())
+        yield RunDirectory(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for whoever repeats the run."""
+    packages = {}
+    for name in ("fastprune", "torch", "torchvision", "numpy", "safetensors"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed as a package"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "packages": packages,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _refuse_foreign(path: Path) -> None:
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise ConfigError(f"{path}: is a file; --out expects a folder")
+    if is_run_directory(path):
+        return
+    known = {*_FILES, _RECORDS, _WORK}
+    strange = [e.name for e in path.iterdir() if e.name not in known and TEMPORARY not in e.name]
+    if strange:
+        raise ConfigError(
+            f"{path}: not a run directory and not empty (it holds {sorted(strange)[0]!r}); "
+            "choose another --out"
+        )
+
+
+def _refuse_other(path: Path, config: RunConfig) -> None:
+    there, wanted = saved_config(path).to_dict(), config.to_dict()
+    differing = list(_differences(there, wanted))
+    if differing:
+        shown = "; ".join(differing[:3]) + ("; …" if len(differing) > 3 else "")
+        raise ConfigError(
+            f"{path}: holds a run of another configuration ({shown}); "
+            "use --fresh to replace it, or another --out"
+        )
+
+
+def _differences(there: Any, wanted: Any, where: str = "") -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(wanted, dict):
+        for key in dict.fromkeys([*there, *wanted]):
+            inner = f"{where}.{key}" if where else str(key)
+            yield from _differences(there.get(key), wanted.get(key), inner)
+    elif there != wanted:
+        yield f"{where}: {_short(there)} there, {_short(wanted)} now"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _clear(path: Path) -> None:
+    for name in (_RECORDS, _WORK):
+        shutil.rmtree(path / name, ignore_errors=True)
+    for name in _FILES:
+        # The lock is held: removing its file would let a second run lock a new one.
+        if name != LOCK:
+            (path / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    # A record lock rather than flock: data loader workers that outlive a killed run by seconds
+    # inherit an flock with the open file and would keep the next run out; not record locks.
+    try:
+        stream: IO[str] = (path / LOCK).open("a+")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write there: {error.strerror}") from None
+    with stream:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            stream.seek(0)
+            owner = stream.read().strip()
+            raise ConfigError(
+                f"{path}: another run is using this directory (process {owner or 'unknown'}); "
+                "wait for it, or use another --out"
+            ) from None
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def product_of(path: Path) -> Path:
+    """Where the finished product of a run directory is.
+
+    Raises:
+        ArtifactError: the run has not got that far.
+    """
+    stem = path / PRUNED
+    if not stem.with_suffix(".json").is_file():
+        raise ArtifactError(
+            f"{path}: the run has no pruned network yet; run the same command again to go on"
+        )
+    return stem
