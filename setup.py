@@ -25,6 +25,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import BaseError, CCompilerError
 
 RECORD = "_build.json"
@@ -72,6 +73,18 @@ def last(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower()]
     return (errors or lines or ["it said nothing"])[0]
+
+
+class BuildPython(build_py):
+    """build_py into an empty folder.
+
+    Plug-ins are found by their files: one that was renamed or removed since the last build must
+    not be installed again from what that build left.
+    """
+
+    def run(self) -> None:
+        shutil.rmtree(Path(self.build_lib, "fastprune"), ignore_errors=True)
+        super().run()
 
 
 class BuildExtension(build_ext):
@@ -226,5 +239,5 @@ setup(
             language="c++",
         )
     ],
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_py": BuildPython, "build_ext": BuildExtension},
 )

@@ -1,0 +1,28 @@
+# What is run daily; .ci/run calls the same. The tools come from PATH: activate an environment first.
+.PHONY: dev test interpret lint types bench build
+
+# As many test processes as there are cores, but few: each holds a torch of its own.
+WORKERS ?= $(shell python -c 'import os; print(min(4, os.cpu_count() or 1))')
+
+dev:  ## an editable install with everything that development needs
+	python -m pip install -e '.[test,dev,rivals,timm,onnx]'
+	pre-commit install
+
+test:  ## all tests
+	pytest -n $(WORKERS) --durations=10
+
+interpret:  ## Triton kernels without a GPU: the interpreter must be on before a kernel is imported
+	if [ -d tests/kernels ]; then TRITON_INTERPRET=1 pytest tests/kernels; fi
+
+lint:
+	ruff check .
+	ruff format --check .
+
+types:
+	mypy
+
+bench:  ## the quick benchmarks with their gates, one process, nothing beside them
+	pytest benchmarks
+
+build:  ## a wheel in dist/
+	python -m pip wheel . --no-deps --wheel-dir dist

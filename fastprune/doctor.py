@@ -1,0 +1,259 @@
+"""What this installation can do, why not the rest, and the command that mends what is broken."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+__all__ = ["lines", "report"]
+
+# One pair of builds made for each other; half of a pair is what breaks torchvision's operators.
+MEND_TORCHVISION = "pip install --force-reinstall torch torchvision"
+
+REQUIRED = ("torch", "torchvision", "numpy", "scipy", "numba", "pydantic", "safetensors")
+
+# Shown name -> (distributions that bring it, the extra of fastprune that installs it).
+OPTIONAL: dict[str, tuple[tuple[str, ...], str]] = {
+    "timm": (("timm",), "timm"),
+    "onnx": (("onnx",), "onnx"),
+    "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "onnx"),
+    "DALI": (
+        ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110"),
+        "dali",
+    ),
+    "torch-pruning": (("torch-pruning",), "rivals"),
+}
+
+# Variables that change what the other lines say.
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "TRITON_INTERPRET")
+
+
+def report() -> dict[str, Any]:
+    """Everything that is known about this installation, ready for JSON.
+
+    Nothing is raised for a broken package: what its import says is in ``packages`` and
+    ``problems``.
+    """
+    packages = {name: _package(name) for name in REQUIRED}
+    packages["triton"] = _package("triton")
+    extension = _extension()
+    problems = [
+        f"{name}: {found['problem']}"
+        for name, found in packages.items()
+        # triton comes with torch's CUDA builds alone; without it other implementations run.
+        if found["problem"] and name != "triton"
+    ]
+    if packages["torchvision"]["problem"]:
+        problems.append(f"torchvision: mend it with: {MEND_TORCHVISION}")
+    return {
+        "fastprune": _fastprune(),
+        "python": {
+            "version": platform.python_version(),
+            "executable": sys.executable,
+            "platform": platform.platform(),
+        },
+        "packages": packages,
+        "cpu": _cpu(),
+        "cuda": _cuda(extension),
+        "extension": extension,
+        "optional": {name: _optional(*found) for name, found in OPTIONAL.items()},
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith("FASTPRUNE_") or name in VARIABLES
+        },
+        "problems": problems,
+    }
+
+
+def lines(found: Mapping[str, Any] | None = None) -> list[str]:
+    """A report in words, one fact a line.
+
+    Args:
+        found: what `report` gave; made now if None.
+    """
+    found = report() if found is None else found
+    own, python, cpu, cuda = (found[k] for k in ("fastprune", "python", "cpu", "cuda"))
+    rows = [
+        ("fastprune", f"{own['version']} at {own['path']}"),
+        ("python", f"{python['version']} at {python['executable']} on {python['platform']}"),
+    ]
+    for name, package in found["packages"].items():
+        said = package["version"] or "not installed"
+        rows.append(
+            (name, f"{said}; BROKEN" if package["version"] and package["problem"] else said)
+        )
+    rows.append(
+        (
+            "CPU",
+            f"{cpu['cores']} cores, {cpu['threads']} torch threads, {cpu['capability']}, "
+            + (f"bf16 by {', '.join(cpu['bf16'])}" if cpu["bf16"] else "no bf16 instructions"),
+        )
+    )
+    rows.append(("CUDA", cuda["reason"] or f"{cuda['version']}, {len(cuda['devices'])} devices"))
+    for device in cuda["devices"]:
+        rows.append(
+            (
+                f"cuda:{device['index']}",
+                f"{device['name']}, sm_{device['capability']}, {device['memory_gb']} GB; "
+                f"compiled kernels: {device['compiled_kernels'] or 'they run'}",
+            )
+        )
+    rows += _extension_rows(found["extension"])
+    for name, package in found["optional"].items():
+        rows.append((name, package["version"] or f"not installed; {package['install']}"))
+    rows += list(found["environment"].items())
+    wide = max(len(name) for name, _ in rows)
+    text = [f"{name:<{wide}}  {said}" for name, said in rows]
+    text += [f"problem: {problem}" for problem in found["problems"]]
+    return text
+
+
+def _fastprune() -> dict[str, Any]:
+    from fastprune import __version__
+
+    return {"version": __version__, "path": str(Path(__file__).parent)}
+
+
+def _import(name: str) -> tuple[ModuleType | None, str | None]:
+    """A module, or one line of what its import said."""
+    try:
+        return importlib.import_module(name), None
+    # A torchvision of another torch raises RuntimeError, a missing shared library OSError.
+    except (ImportError, OSError, RuntimeError) as error:
+        return None, str(error).strip().partition("\n")[0]
+
+
+def _package(name: str) -> dict[str, Any]:
+    _, problem = _import(name)
+    return {"version": _version(name), "problem": problem}
+
+
+def _version(*distributions: str) -> str | None:
+    for name in distributions:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _optional(distributions: tuple[str, ...], extra: str) -> dict[str, Any]:
+    return {
+        "version": _version(*distributions),
+        "extra": extra,
+        "install": f"pip install 'fastprune[{extra}]'",
+    }
+
+
+def _cpu() -> dict[str, Any]:
+    torch, problem = _import("torch")
+    known: dict[str, Any] = {"cores": os.cpu_count(), "threads": None}
+    known |= {"capability": problem, "bf16": []}
+    if torch is None:
+        return known
+    return {
+        **known,
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16": _bf16(torch),
+    }
+
+
+def _bf16(torch: ModuleType) -> list[str]:
+    """Names of the instructions that multiply bfloat16; with none bf16 is emulated, slowly."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        has = torch.cpu.get_capabilities()
+        return [name for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16") if has.get(name)]
+    # Older torch tells the two of x86 alone, the first by its tiles.
+    told = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
+    return [name for name, ask in told.items() if getattr(torch.cpu, ask, lambda: False)()]
+
+
+def _cuda(extension: Mapping[str, Any]) -> dict[str, Any]:
+    torch, problem = _import("torch")
+    found: dict[str, Any] = {"version": None, "reason": problem, "devices": []}
+    if torch is None:
+        return found
+    found["version"] = torch.version.cuda
+    if torch.version.cuda is None:
+        found["reason"] = f"torch {torch.__version__} was built without CUDA"
+    elif not torch.cuda.is_available():
+        found["reason"] = f"torch has CUDA {torch.version.cuda}, but no device or driver was found"
+    else:
+        found["devices"] = [_device(torch, i, extension) for i in range(torch.cuda.device_count())]
+    return found
+
+
+def _device(torch: ModuleType, index: int, extension: Mapping[str, Any]) -> dict[str, Any]:
+    facts = torch.cuda.get_device_properties(index)
+    return {
+        "index": index,
+        "name": facts.name,
+        "capability": f"{facts.major}{facts.minor}",
+        "memory_gb": round(facts.total_memory / 1e9, 1),
+        "compiled_kernels": _probe(index, extension),
+    }
+
+
+def _probe(index: int, extension: Mapping[str, Any]) -> str | None:
+    """Why the compiled kernels do not run on a device; None where they do."""
+    if not extension["built"]:
+        return "fastprune._C is not there"
+    from fastprune import _C
+
+    try:
+        _C.cuda_probe(index)
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def _extension() -> dict[str, Any]:
+    module, problem = _import("fastprune._C")
+    record = _build_record()
+    found: dict[str, Any] = {
+        "built": module is not None,
+        "reason": None,
+        "cuda_reason": record.get("cuda_reason"),
+        "info": None if module is None else module.build_info(),
+    }
+    if module is not None:
+        return found
+    if not record:
+        found["reason"] = "this copy of fastprune was never built; install it with: pip install ."
+    elif record["extension"]:
+        found["reason"] = f"it was built, but does not load: {problem}"
+    else:
+        found["reason"] = record["reason"]
+    return found
+
+
+def _build_record() -> dict[str, Any]:
+    """What the build wrote down; empty where there was none."""
+    path = Path(__file__).with_name("_build.json")
+    if not path.exists():
+        return {}
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
+
+
+def _extension_rows(extension: Mapping[str, Any]) -> list[tuple[str, str]]:
+    info = extension["info"]
+    if info is None:
+        return [("fastprune._C", f"not built: {extension['reason']}")]
+    openmp = "OpenMP" if info["openmp"] else "no OpenMP"
+    rows = [("fastprune._C", f"{info['compiler']}, {openmp}, {info['simd']}")]
+    if info["cuda"]:
+        rows.append(("fastprune._C", f"CUDA for {info['cuda']['architectures']}"))
+    else:
+        rows.append(("fastprune._C", f"no CUDA: {extension['cuda_reason'] or 'unknown reason'}"))
+    return rows
