@@ -1,0 +1,123 @@
+"""torchvision's classification networks; importing this does not import torchvision."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastprune.errors import ConfigError, FastpruneError, WeightsError, nearest
+from fastprune.models._network import Network
+
+__all__ = ["torchvision_names", "torchvision_network"]
+
+# Auxiliary heads would make the network give a tuple while training, and torchvision's own
+# initialisation of these two takes half a minute and warns unless it is chosen.
+_CHOSEN: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": False},
+    "inception_v3": {"aux_logits": False, "init_weights": False},
+}
+
+
+def _models() -> ModuleType:
+    """The module ``torchvision.models``.
+
+    Raises:
+        FastpruneError: torchvision is not installed, or does not fit the installed torch.
+    """
+    try:
+        return importlib.import_module("torchvision.models")
+    except ModuleNotFoundError as error:
+        if error.name not in ("torchvision", "torchvision.models"):
+            raise _broken(error) from error
+        raise FastpruneError(
+            "torchvision is not installed; mend it with: python -m pip install torchvision"
+        ) from error
+    except (ImportError, RuntimeError, AttributeError, OSError) as error:
+        raise _broken(error) from error
+
+
+def _broken(error: Exception) -> FastpruneError:
+    try:
+        installed = version("torchvision")
+    except PackageNotFoundError:
+        installed = "of unknown version"
+    reason = str(error).strip().partition("\n")[0]
+    return FastpruneError(
+        f"torchvision {installed} does not work with torch {torch.__version__} ({reason}); "
+        "mend it with: python -m pip install --upgrade --force-reinstall torch torchvision"
+    )
+
+
+def torchvision_names() -> list[str]:
+    """The names of torchvision's classification networks, without the prefix.
+
+    Raises:
+        FastpruneError: torchvision is not installed, or does not fit the installed torch.
+    """
+    models = _models()
+    names: list[str] = models.list_models(module=models)
+    return names
+
+
+def torchvision_network(name: str) -> Network:
+    """The network that torchvision calls ``name``.
+
+    Raises:
+        FastpruneError: torchvision does not work here, or has no such classification network.
+    """
+    models = _models()
+    names = torchvision_names()
+    if name not in names:
+        raise FastpruneError(
+            f"models: torchvision has no classification network {name!r}{nearest(name, names)}"
+        )
+    # Members are in order of publication; the first suits the builder's own sizes, except that
+    # some networks begin with weights fine-tuned at a larger image than the builder's.
+    members = models.get_model_weights(name).__members__
+    usual = members.get("IMAGENET1K_V1") or members.get("IMAGENET1K_SWAG_LINEAR_V1")
+    preset = (usual or next(iter(members.values()))).transforms()
+    size = preset.crop_size[0]
+
+    def make(num_classes: int | None, *, weights: str | None = None, **options: Any) -> nn.Module:
+        given: dict[str, Any] = {**_CHOSEN.get(name, {}), **options}
+        if num_classes is not None:
+            given["num_classes"] = num_classes
+        if weights is None:
+            return _build(models, name, given)
+        if num_classes not in (None, 1000):
+            raise WeightsError(
+                f"weights {weights} of torchvision:{name} are for 1000 classes, "
+                f"got num_classes={num_classes}"
+            )
+        try:
+            return _build(models, name, {**given, "weights": weights})
+        # A download that fails is an OSError (URLError is one), a damaged one a RuntimeError.
+        except (OSError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise WeightsError(
+                f"weights {weights} of torchvision:{name} could not be fetched: {reason}"
+            ) from error
+
+    return Network(
+        name=f"torchvision:{name}",
+        make=make,
+        input_shape=(3, size, size),
+        num_classes=1000,
+        normalization=(tuple(preset.mean), tuple(preset.std)),
+        published=("DEFAULT", *(member for member in members if member != "DEFAULT")),
+        summary=f"{name} of torchvision",
+    )
+
+
+def _build(models: ModuleType, name: str, given: dict[str, Any]) -> nn.Module:
+    try:
+        model: nn.Module = models.get_model(name, **given)
+    except (TypeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"torchvision:{name}: could not be built so: {reason}") from error
+    return model

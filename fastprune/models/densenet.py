@@ -1,0 +1,119 @@
+"""DenseNets without bottlenecks for 32x32 images, as network slimming has them (depth 3n+4)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor, nn
+
+from fastprune.models._network import CIFAR_INPUT, registry
+
+__all__ = ["CifarDenseNet", "DenseNetOptions", "densenet40_cifar"]
+
+
+def layers_per_block(depth: int) -> int:
+    """The n of a depth 3n+4.
+
+    Raises:
+        ValueError: the depth is not of that form.
+    """
+    if depth < 7 or (depth - 4) % 3:
+        raise ValueError("expected a depth of 3n+4 (7, 10, 13, ..., 40)")
+    return (depth - 4) // 3
+
+
+class DenseNetOptions(BaseModel):
+    """Options of the CIFAR DenseNets.
+
+    Attributes:
+        depth: 3n+4.
+        growth: channels that each layer adds; the stem has twice as many.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    depth: int = 40
+    growth: int = Field(12, ge=1)
+
+    @field_validator("depth")
+    @classmethod
+    def _depth(cls, depth: int) -> int:
+        layers_per_block(depth)
+        return depth
+
+
+class DenseLayer(nn.Module):
+    """Batch norm, ReLU, a 3x3 convolution; its ``growth`` channels go behind the input's."""
+
+    def __init__(self, inputs: int, growth: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, growth, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((x, self.conv1(F.relu(self.bn1(x)))), 1)
+
+
+class Transition(nn.Module):
+    """Batch norm, ReLU, a 1x1 convolution of as many channels, 2x2 average pooling."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(self.conv1(F.relu(self.bn1(x))), 2)
+
+
+class CifarDenseNet(nn.Module):
+    """Three dense blocks ``dense1 .. dense3`` without compression, and a linear head ``fc``.
+
+    Batch norm scales start at 0.5, so that a sparsity penalty can bring them to zero sooner.
+    """
+
+    def __init__(self, depth: int, growth: int, num_classes: int) -> None:
+        super().__init__()
+        layers = layers_per_block(depth)
+        channels = 2 * growth
+        added = layers * growth
+        self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.dense1 = _dense_block(channels, layers, growth)
+        self.trans1 = Transition(channels + added)
+        self.dense2 = _dense_block(channels + added, layers, growth)
+        self.trans2 = Transition(channels + 2 * added)
+        self.dense3 = _dense_block(channels + 2 * added, layers, growth)
+        self.bn = nn.BatchNorm2d(channels + 3 * added)
+        self.fc = nn.Linear(channels + 3 * added, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.constant_(module.weight, 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.trans1(self.dense1(self.conv1(x)))
+        x = self.trans2(self.dense2(x))
+        x = F.relu(self.bn(self.dense3(x)))
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return self.fc(x)  # type: ignore[no-any-return]
+
+
+def _dense_block(inputs: int, layers: int, growth: int) -> nn.Sequential:
+    return nn.Sequential(*(DenseLayer(inputs + i * growth, growth) for i in range(layers)))
+
+
+@registry.register(
+    "densenet40_cifar",
+    options=DenseNetOptions,
+    input_shape=CIFAR_INPUT,
+    num_classes=10,
+    normalization=None,
+)
+def densenet40_cifar(num_classes: int = 10, *, depth: int = 40, growth: int = 12) -> CifarDenseNet:
+    """DenseNet-40 of growth 12 for 32x32 images, 1.06 M parameters; any depth 3n+4 by option."""
+    return CifarDenseNet(depth, growth, num_classes)
