@@ -1,0 +1,125 @@
+"""What criteria share: per-slot values to one score a channel of each group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastprune.errors import FastpruneError, GraphError
+from fastprune.graph import ChannelGraph, Slot
+from fastprune.registry import Registry
+
+__all__ = ["WEIGHT_ROLES", "Scores", "by_group", "join_slots", "registry", "score"]
+
+Scores = dict[str, Tensor]
+"""Group name -> float32 scores ``[channels]``."""
+
+registry: Registry[Callable[..., Scores]] = Registry("criteria", "fastprune.criteria")
+
+WEIGHT_ROLES = ("out", "in", "group")
+
+
+def score(
+    name: str,
+    model: nn.Module,
+    graph: ChannelGraph,
+    *,
+    batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+    generator: torch.Generator | None = None,
+) -> Scores:
+    """The scores of the criterion called ``name``, given what it needs.
+
+    Args:
+        name: a registered criterion.
+        model: the network, with its weights.
+        graph: its channel graph.
+        batches: (images, labels) for criteria that look at data.
+        generator: source of randomness for criteria that draw.
+
+    Raises:
+        FastpruneError: unknown name, or a criterion that needs batches and got none.
+    """
+    entry = registry.get(name)
+    given: dict[str, Any] = {}
+    if entry.extra.get("data"):
+        if batches is None:
+            raise FastpruneError(f"criterion {name!r}: looks at data; expected batches of (images, labels)")
+        given["batches"] = batches
+    if entry.extra.get("draws"):
+        given["generator"] = generator
+    return entry.build(model, graph, **given)
+
+
+def join_slots(
+    model: nn.Module,
+    graph: ChannelGraph,
+    per_position: Callable[[Tensor, int, str], Tensor],
+    *,
+    roles: tuple[str, ...] = WEIGHT_ROLES,
+    normalize: bool = True,
+) -> Scores:
+    """Scores from values of the single positions of the slots.
+
+    A channel's value in a slot is the sum over its positions there; its score is the **mean over all slots** of its
+    group that have one of ``roles`` (out and in sides alike). With ``normalize``, scores are then divided by their
+    **mean over the group**, so that layers of different scale can be ranked together.
+
+    Args:
+        per_position: (parameter, dim, name) -> float values ``[size of dim]``.
+        roles: which slots count.
+
+    Returns:
+        Scores of the groups that have such a slot.
+    """
+    parameters = dict(model.named_parameters())
+    total = torch.zeros(graph.total + 1, dtype=torch.float32)
+    slots = torch.zeros(graph.total + 1, dtype=torch.float32)
+    with torch.no_grad():
+        for slot in graph.slots:
+            if slot.role not in roles:
+                continue
+            channels = torch.from_numpy(slot.channels)
+            counted = False
+            for name in slot.parameters:
+                parameter = parameters.get(name)
+                if parameter is None:
+                    continue
+                if parameter.shape[slot.dim] != len(slot.channels):
+                    raise GraphError(
+                        f"model: the graph is of another network: {name} has {parameter.shape[slot.dim]} channels in "
+                        f"dimension {slot.dim}, the graph {len(slot.channels)}"
+                    )
+                total.index_add_(0, channels, per_position(parameter, slot.dim, name).float().cpu())
+                counted = True
+            if counted:
+                # Exchangeable channels of a group occur in the same slots, so one entry each is enough.
+                slots[channels] += 1
+    return by_group(graph, total / slots.clamp(min=1), slots, normalize=normalize)
+
+
+def by_group(graph: ChannelGraph, values: Tensor, slots: Tensor, *, normalize: bool) -> Scores:
+    """Splits values ``[total + 1]`` by group; groups whose channels are in no counted slot are left out."""
+    scores = {}
+    for group in graph.groups:
+        part = slice(group.start, group.start + group.channels)
+        if not slots[part].any():
+            continue
+        found = values[part]
+        if normalize:
+            mean = found.mean()
+            found = found / mean if mean > 0 else found
+        scores[group.name] = found.clone()
+    return scores
+
+
+def other_dims(tensor: Tensor, dim: int) -> tuple[int, ...]:
+    """All dimensions but one."""
+    return tuple(i for i in range(tensor.ndim) if i != dim)
+
+
+def slots_of(graph: ChannelGraph, *roles: str) -> list[Slot]:
+    """The slots that have one of the roles."""
+    return [slot for slot in graph.slots if slot.role in roles]

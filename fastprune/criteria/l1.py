@@ -1,0 +1,24 @@
+"""Σ|w| of a channel's weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastprune.criteria._scores import Scores, join_slots, other_dims, registry
+from fastprune.graph import ChannelGraph
+
+__all__ = ["l1"]
+
+
+@registry.register("l1")
+def l1(model: nn.Module, graph: ChannelGraph) -> Scores:
+    """Σ|w| of each channel's weights, mean over its slots (out and in), divided by the group's mean.
+
+    Li et al., *Pruning Filters for Efficient ConvNets*, ICLR 2017, joined over all layers that share the channel.
+    """
+
+    def absolute_sum(parameter: Tensor, dim: int, name: str) -> Tensor:
+        return torch.linalg.vector_norm(parameter.float(), 1, dim=other_dims(parameter, dim))
+
+    return join_slots(model, graph, absolute_sum)

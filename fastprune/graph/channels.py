@@ -1,0 +1,167 @@
+"""Bookkeeping while the rules walk a Program: which tensor positions hold which channels, and what ties them.
+
+A *channel map* is an integer array that broadcasts to a value's shape; each entry is the channel that the position
+belongs to, or ``FIXED`` where the position can never be dropped. ``[1, C, 1, 1]`` is the usual map of an image
+tensor. Views, concatenation, padding and indexing are the same operation on the map as on the tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastprune.graph.program import Op, Value
+
+__all__ = ["FIXED", "ChannelTracker", "Layer", "Map", "RawSlot"]
+
+FIXED = -1
+Map = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class RawSlot:
+    """A dimension of parameters that holds channels: ``ids[position]`` is the channel, or FIXED."""
+
+    parameters: tuple[str, ...]
+    dim: int
+    role: str
+    ids: Map
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A convolution or linear call, as the closed-form cost needs it.
+
+    MACs = ``positions * kernel * (kept outputs) * (kept inputs)``; with conv groups, inputs are those of one
+    group and never change, since whole groups are kept or dropped.
+
+    Attributes:
+        kind: ``conv`` or ``linear``.
+        weight: name of the weight, or "" where it is computed in the forward pass.
+        positions: output positions (input positions for transposed convolutions).
+        kernel: kernel elements.
+        outputs, inputs: ids of the channels, or None where all are fixed.
+        output_width, input_width: sizes in the traced network (inputs of one conv group).
+        bias: whether there is one.
+        op: index of the call.
+    """
+
+    kind: str
+    weight: str
+    positions: int
+    kernel: int
+    outputs: Map | None
+    inputs: Map | None
+    output_width: int
+    input_width: int
+    bias: bool
+    op: int
+
+
+@dataclass(slots=True)
+class ChannelTracker:
+    """Everything the rules note down. ``maps[value.id]`` is the value's channel map, or None without channels."""
+
+    maps: list[Map | None]
+    modules: dict[str, Any]
+    selected: frozenset[int]
+    next_id: int = 0
+    producers: list[tuple[int, str]] = field(default_factory=list)
+    ties: list[tuple[Map, Map]] = field(default_factory=list)
+    frozen: list[tuple[Map, str]] = field(default_factory=list)
+    slots: list[RawSlot] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
+    by_dim: dict[tuple[str, int], Map | None] = field(default_factory=dict)
+    fixed_parameters: dict[str, str] = field(default_factory=dict)
+
+    def new(self, count: int, name: str) -> Map:
+        """``count`` new channels, made by the layer called ``name``."""
+        start = self.next_id
+        self.next_id = start + count
+        self.producers.append((start, name))
+        return np.arange(start, start + count)
+
+    def tie(self, a: Map, b: Map) -> None:
+        """Channels at equal positions live or die together."""
+        if a is not b:
+            self.ties.append((a, b))
+
+    def tie_rows(self, rows: Map) -> None:
+        """All channels of a row ``[row, column]`` live or die together."""
+        if rows.shape[1] > 1:
+            self.ties.append((rows[:, 1:], np.broadcast_to(rows[:, :1], rows[:, 1:].shape)))
+
+    def freeze(self, ids: Map | None, reason: str) -> None:
+        """These channels can never be dropped, because of ``reason``."""
+        if ids is not None:
+            self.frozen.append((ids, reason))
+
+    def map(self, value: Value) -> Map | None:
+        return self.maps[value.id]
+
+    def set(self, value: Value, ids: Map | None) -> None:
+        self.maps[value.id] = ids
+
+    def axis(self, value: Value, axis: int, op: Op) -> Map | None:
+        """The channels along one axis as a 1-D array; channels on other axes are frozen, since ``op`` mixes them."""
+        ids = self.maps[value.id]
+        if ids is None:
+            return None
+        axis %= len(value.shape)
+        if ids.size == ids.shape[axis]:
+            return ids.reshape(-1)
+        self.freeze(ids, f"{op.name} (op {op.index}) mixes channels along another axis")
+        return None
+
+    def slot(self, role: str, dim: int, ids: Map | None, *values: Value | None) -> None:
+        """Parameters whose dimension ``dim`` holds the channels ``ids``; a second use ties to the first."""
+        names = []
+        for value in values:
+            if value is None or value.shape == ():
+                continue
+            if value.source not in ("parameter", "buffer"):
+                self.freeze(ids, f"{role} is computed in the forward pass, not a parameter")
+                continue
+            key = (value.name, dim)
+            if key not in self.by_dim:
+                self.by_dim[key] = ids
+                names.append(value.name)
+                continue
+            first = self.by_dim[key]
+            if first is None or ids is None:
+                self.freeze(ids if first is None else first, f"{value.name} is also used on fixed channels")
+            elif first.size != ids.size:
+                self.freeze(first, f"{value.name} is used with two layouts")
+                self.freeze(ids, f"{value.name} is used with two layouts")
+            else:
+                self.tie(first, ids)
+        if names and ids is not None:
+            self.slots.append(RawSlot(tuple(names), dim, role, ids))
+
+    def reused(self, value: Value, dim: int) -> Map | None:
+        """The channels an earlier use of this parameter gave to ``dim``."""
+        return self.by_dim.get((value.name, dim)) if value.name else None
+
+    def fix(self, value: Value, reason: str) -> None:
+        """The parameter is read in a way that surgery cannot follow: its channels are frozen wherever else it is used."""
+        if value.name:
+            self.fixed_parameters.setdefault(value.name, reason)
+
+    def pass_on(self, op: Op, ids: Map | None) -> None:
+        """The first output has these channels; further ones (indices of a maximum) none that can be followed."""
+        self.maps[op.outputs[0].id] = ids
+
+    def stop(self, op: Op, reason: str) -> None:
+        """The op's channels cannot be followed: freeze what goes in, nothing comes out."""
+        for value in op.inputs:
+            self.freeze(self.maps[value.id], reason)
+            self.fix(value, reason)
+
+    def owner(self, value: Value | None) -> Any:
+        """The module that holds this parameter as its own attribute, or None."""
+        if value is None or not value.name:
+            return None
+        return self.modules.get(value.name.rpartition(".")[0])

@@ -1,0 +1,98 @@
+"""Closed-form cost: MACs, params, channels and bytes of any widths, without building a network.
+
+Every dimension that holds channels is a linear form of the group widths; a layer's MACs and a parameter's size are
+a coefficient times the product of two such forms. Equal pairs of forms are added up once, so one evaluation is a
+small matrix product, a gather and a dot product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastprune.records import Cost
+
+__all__ = ["CostModel", "Costs", "build_cost_model"]
+
+Ints = NDArray[np.int64]
+
+
+class Costs(NamedTuple):
+    """Costs of K candidates: int64 arrays ``[K]``, and ``size_mb`` float64 ``[K]``."""
+
+    macs: Ints
+    params: Ints
+    channels: Ints
+    size_mb: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Cost as a function of the group widths.
+
+    ``form[r] = forms[r, 0] + forms[r, 1:] @ widths``; cost ``= coefficients.T @ (form[left] * form[right])``.
+
+    Attributes:
+        forms: float64 ``[R, 1 + groups]``; float64 holds every integer that occurs exactly (up to 2^53).
+        left, right: int64 ``[T]``, rows of ``forms``.
+        coefficients: float64 ``[T, 4]`` for macs, params, channels, bytes.
+    """
+
+    forms: NDArray[np.float64]
+    left: Ints
+    right: Ints
+    coefficients: NDArray[np.float64]
+
+    def one(self, widths: NDArray[np.float64] | Sequence[float]) -> Cost:
+        """The cost of one vector of widths ``[groups]``."""
+        macs, params, channels, size = self.raw(np.asarray(widths, np.float64))
+        return Cost(int(macs), int(params), int(channels), float(size) / 1e6)
+
+    def raw(self, widths: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Macs, params, channels, bytes ``[..., 4]`` of widths ``[..., groups]``."""
+        forms = widths @ self.forms[:, 1:].T + self.forms[:, 0]
+        values: NDArray[np.float64] = (forms[..., self.left] * forms[..., self.right]) @ self.coefficients
+        return values
+
+    def many(self, widths: Ints) -> Costs:
+        """The costs of K candidates, widths ``[K, groups]``, by the compiled kernel."""
+        from fastprune.kernels.numba.cost import candidate_costs
+
+        raw = candidate_costs(
+            np.ascontiguousarray(widths, np.int64), *_sparse(self.forms), self.left, self.right, self.coefficients
+        )
+        macs, params, channels = (raw[:, i].astype(np.int64) for i in range(3))
+        return Costs(macs, params, channels, raw[:, 3] / 1e6)
+
+
+def _sparse(forms: NDArray[np.float64]) -> tuple[NDArray[np.float64], Ints, Ints, NDArray[np.float64]]:
+    """Constant, row starts, columns and values of the forms: few groups appear in a form."""
+    rows, columns = np.nonzero(forms[:, 1:])
+    starts = np.searchsorted(rows, np.arange(len(forms) + 1))
+    return forms[:, 0].copy(), starts, columns, forms[rows, columns + 1]
+
+
+class Term(NamedTuple):
+    """``coefficients * left * right``; a form is given as its bytes, for the lookup of equal ones."""
+
+    left: int
+    right: int
+    coefficients: tuple[float, float, float, float]
+
+
+def build_cost_model(forms: NDArray[np.float64], terms: Sequence[Term]) -> CostModel:
+    """Adds up the terms with equal forms."""
+    if not terms:
+        empty = np.zeros(0, np.int64)
+        return CostModel(forms, empty, empty, np.zeros((0, 4)))
+    left = np.array([min(t.left, t.right) for t in terms])
+    right = np.array([max(t.left, t.right) for t in terms])
+    key = left * len(forms) + right
+    unique, index = np.unique(key, return_inverse=True)
+    coefficients = np.zeros((len(unique), 4))
+    np.add.at(coefficients, index, np.array([t.coefficients for t in terms], np.float64))
+    return CostModel(forms, unique // len(forms), unique % len(forms), coefficients)

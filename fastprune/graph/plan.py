@@ -1,0 +1,108 @@
+"""A pruning plan: which channels of each group stay. Plain, frozen data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastprune.errors import PlanError
+from fastprune.records import Widths
+
+__all__ = ["PruningPlan"]
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Kept channels by group.
+
+    Attributes:
+        keep: group name -> kept channel indices, sorted, without repeats, at least one. Groups that are not
+            named are kept whole.
+        channels: group name -> channels in the unpruned network, where known; a plan is refused by a network whose
+            groups are of other sizes.
+    """
+
+    keep: Mapping[str, tuple[int, ...]]
+    channels: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        clean: dict[str, tuple[int, ...]] = {}
+        for name, kept in self.keep.items():
+            indices = tuple(int(i) for i in kept)
+            if not indices:
+                raise PlanError(f"plan.keep[{name!r}]: keeps no channel; expected at least one")
+            if any(b <= a for a, b in zip(indices, indices[1:], strict=False)) or indices[0] < 0:
+                raise PlanError(
+                    f"plan.keep[{name!r}]: expected sorted channel indices from 0 without repeats, "
+                    f"got {_short(indices)}"
+                )
+            if name in self.channels and indices[-1] >= self.channels[name]:
+                raise PlanError(
+                    f"plan.keep[{name!r}]: channel {indices[-1]} does not exist; "
+                    f"the group has {self.channels[name]}"
+                )
+            clean[name] = indices
+        object.__setattr__(self, "keep", clean)
+        object.__setattr__(self, "channels", {str(k): int(v) for k, v in self.channels.items()})
+
+    @property
+    def digest(self) -> str:
+        """A name for this plan: equal plans have equal digests."""
+        text = json.dumps({name: self.keep[name] for name in sorted(self.keep)}, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def widths(self) -> Widths:
+        """Channels that stay, by group."""
+        return {name: len(kept) for name, kept in self.keep.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a JSON file; :meth:`from_json` reads it back."""
+        return {
+            "format": _FORMAT,
+            "digest": self.digest,
+            "channels": dict(self.channels),
+            "keep": {name: list(kept) for name, kept in self.keep.items()},
+        }
+
+    @staticmethod
+    def from_json(data: Any) -> PruningPlan:
+        """The plan that :meth:`to_json` wrote.
+
+        Raises:
+            PlanError: the data is not such a plan, or was altered.
+        """
+        if not isinstance(data, dict) or not isinstance(data.get("keep"), dict):
+            raise PlanError("plan: expected a JSON object with 'keep': {group: [kept channels]}")
+        if data.get("format", _FORMAT) != _FORMAT:
+            raise PlanError(f"plan.format: got {data['format']!r}; this version reads {_FORMAT}")
+        channels = data.get("channels", {})
+        try:
+            plan = PruningPlan({str(k): tuple(v) for k, v in data["keep"].items()}, channels)
+        except (TypeError, ValueError, AttributeError) as problem:
+            raise PlanError(f"plan: expected lists of integers under 'keep': {problem}") from problem
+        if data.get("digest", plan.digest) != plan.digest:
+            raise PlanError(f"plan.digest: got {data['digest']!r}, the content gives {plan.digest!r}")
+        return plan
+
+    @staticmethod
+    def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
+        """One plan that does what ``first`` and then ``second`` (made on the pruned network) do."""
+        keep = dict(first.keep)
+        for name, kept in second.keep.items():
+            before = keep.get(name)
+            if before is not None and kept[-1] >= len(before):
+                raise PlanError(
+                    f"plan.keep[{name!r}]: channel {kept[-1]} does not exist; the first plan leaves {len(before)}"
+                )
+            keep[name] = kept if before is None else tuple(before[i] for i in kept)
+        return PruningPlan(keep, {**second.channels, **first.channels})
+
+
+def _short(items: Iterable[int]) -> str:
+    items = list(items)
+    return str(items) if len(items) <= 8 else f"[{', '.join(map(str, items[:8]))}, …]"

@@ -1,0 +1,191 @@
+"""Convolutions, transposed convolutions and linear layers: where channels are made and read."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fastprune.errors import GraphError
+from fastprune.graph.channels import ChannelTracker, Layer, Map
+from fastprune.graph.program import Op, TracedDim, Value
+from fastprune.graph.rules._table import rule
+
+__all__: list[str] = []
+
+
+def _per_axis(value: Any, count: int) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (int(value),) * count
+    items = tuple(int(v) for v in value)
+    return items * count if len(items) == 1 else items
+
+
+def conv_shape(op: Op) -> tuple[int, ...] | None:
+    x, weight = op.inputs[0].shape, op.inputs[1].shape
+    count = len(weight) - 2
+    groups = op.arg(6, "groups", 1)
+    if len(x) != count + 2:
+        return None  # without a batch: the meta device knows
+    if x[1] != weight[1] * groups:
+        raise GraphError(
+            f"{op.name} (op {op.index}): weight {list(weight)} with {groups} groups expects {weight[1] * groups} "
+            f"input channels, got {x[1]}"
+        )
+    padding = op.arg(4, "padding", 0)
+    stride, dilation = _per_axis(op.arg(3, "stride", 1), count), _per_axis(op.arg(5, "dilation", 1), count)
+    if padding == "same":
+        return (x[0], weight[0], *x[2:])
+    padding = (0,) * count if padding == "valid" else _per_axis(padding, count)
+    space = (
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, p, d, k, s in zip(x[2:], padding, dilation, weight[2:], stride, strict=True)
+    )
+    return (x[0], weight[0], *space)
+
+
+def transposed_shape(op: Op) -> tuple[int, ...] | None:
+    x, weight = op.inputs[0].shape, op.inputs[1].shape
+    count = len(weight) - 2
+    if len(x) != count + 2:
+        return None
+    if x[1] != weight[0]:
+        raise GraphError(f"{op.name} (op {op.index}): expects {weight[0]} input channels, got {x[1]}")
+    stride, padding = _per_axis(op.arg(3, "stride", 1), count), _per_axis(op.arg(4, "padding", 0), count)
+    extra, dilation = _per_axis(op.arg(5, "output_padding", 0), count), _per_axis(op.arg(7, "dilation", 1), count)
+    space = (
+        (n - 1) * s - 2 * p + d * (k - 1) + e + 1
+        for n, s, p, d, k, e in zip(x[2:], stride, padding, dilation, weight[2:], extra, strict=True)
+    )
+    return (x[0], weight[1] * op.arg(6, "groups", 1), *space)
+
+
+@rule("conv1d", "conv2d", "conv3d", shape=conv_shape)
+def conv(tracker: ChannelTracker, op: Op) -> None:
+    """Makes channels on axis 1, reads those of axis 1. With groups, whole conv groups are kept or dropped."""
+    _convolution(tracker, op, groups=op.arg(6, "groups", 1), transposed=False)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", shape=transposed_shape)
+def conv_transposed(tracker: ChannelTracker, op: Op) -> None:
+    """The same with the weight's first two dimensions exchanged."""
+    _convolution(tracker, op, groups=op.arg(6, "groups", 1), transposed=True)
+
+
+def _convolution(tracker: ChannelTracker, op: Op, *, groups: int, transposed: bool) -> None:
+    x, weight = op.inputs[0], op.inputs[1]
+    bias = op.arg(2, "bias")
+    inputs = tracker.axis(x, 1, op)
+    made = op.outputs[0]
+    in_dim, out_dim = (0, 1) if transposed else (1, 0)
+    outputs: Map | None = None
+    if weight.source != "parameter":
+        reason = f"the weight of {op.name} (op {op.index}) is computed in the forward pass"
+        tracker.freeze(inputs, reason)
+        for value in op.inputs[1:]:
+            tracker.fix(value, reason)
+        inputs = None
+    elif groups == 1:
+        outputs = _outputs(tracker, weight, out_dim, made.shape[1])
+        tracker.slot("out", out_dim, outputs, weight)
+        tracker.slot("in", in_dim, inputs, weight)
+        tracker.slot("bias", 0, outputs, bias)
+    else:
+        outputs = _grouped(tracker, op, x, weight, bias, inputs, groups)
+        inputs = None
+    space = made.shape[2:] if not transposed else x.shape[2:]
+    in_width = x.shape[1] // groups if transposed else weight.shape[1]
+    tracker.layers.append(
+        Layer(
+            "conv", weight.name, math.prod(space) * made.shape[0], math.prod(weight.shape[2:]), outputs, inputs,
+            made.shape[1], in_width, bias is not None, op.index,
+        )
+    )  # fmt: skip
+    if outputs is not None:
+        tracker.set(made, outputs.reshape(1, -1, *(1,) * (len(made.shape) - 2)))
+
+
+def _outputs(tracker: ChannelTracker, weight: Value, dim: int, count: int) -> Map:
+    """New channels; those of the first use where the layer is used again."""
+    before = tracker.reused(weight, dim)
+    return before if before is not None else tracker.new(count, weight.name.rpartition(".")[0] or weight.name)
+
+
+def _grouped(
+    tracker: ChannelTracker, op: Op, x: Value, weight: Value, bias: Value | None, inputs: Map | None, groups: int
+) -> Map | None:
+    """Conv group j reads its own inputs only: all of them and all its outputs are one unit.
+
+    The dimension that the weight shares between groups keeps its size; the other one holds the units.
+    """
+    width = op.outputs[0].shape[1]
+    owner = tracker.owner(weight)
+    follows = isinstance(groups, TracedDim) or getattr(owner, "groups", None) == groups
+    if inputs is None or not follows:
+        if inputs is not None:
+            tracker.freeze(inputs, f"{op.name} (op {op.index}) has a hard-coded number of groups")
+        tracker.slot("out", 0, None, weight)
+        tracker.slot("bias", 0, None, bias)
+        return None
+    outputs = _outputs(tracker, weight, -1, width)
+    tracker.by_dim.setdefault((weight.name, -1), outputs)
+    # Dimension 0 of the weight is the outputs of a convolution, the inputs of a transposed one.
+    tracker.slot("group", 0, outputs if weight.shape[0] == width and op.name[4] != "_" else inputs, weight)
+    tracker.slot("bias", 0, outputs, bias)
+    tracker.tie_rows(np.concatenate([inputs.reshape(groups, -1), outputs.reshape(groups, -1)], axis=1))
+    return outputs
+
+
+def linear_shape(op: Op) -> tuple[int, ...]:
+    x, weight = op.inputs[0].shape, op.inputs[1].shape
+    if len(weight) != 2:
+        return x[:-1]
+    if x[-1] != weight[1]:
+        raise GraphError(f"linear (op {op.index}): expects {weight[1]} input features, got {x[-1]}")
+    return (*x[:-1], weight[0])
+
+
+@rule("linear", shape=linear_shape)
+def linear(tracker: ChannelTracker, op: Op) -> None:
+    """Reads the last axis, makes the last axis."""
+    _product(tracker, op, op.inputs[0], op.inputs[1], op.arg(2, "bias"), in_dim=1)
+
+
+def _product(
+    tracker: ChannelTracker, op: Op, x: Value, weight: Value, bias: Value | None, *, in_dim: int
+) -> None:
+    inputs = tracker.axis(x, -1, op)
+    made = op.outputs[0]
+    outputs: Map | None = None
+    if weight.source != "parameter" or len(weight.shape) != 2:
+        reason = f"the weight of {op.name} (op {op.index}) is computed in the forward pass"
+        tracker.freeze(inputs, reason)
+        for value in op.inputs[1:]:
+            tracker.fix(value, reason)
+        inputs = None
+    else:
+        outputs = _outputs(tracker, weight, 1 - in_dim, weight.shape[1 - in_dim])
+        tracker.slot("out", 1 - in_dim, outputs, weight)
+        tracker.slot("in", in_dim, inputs, weight)
+        tracker.slot("bias", 0, outputs, bias)
+    if len(weight.shape) == 2:
+        tracker.layers.append(
+            Layer(
+                "linear", weight.name, math.prod(made.shape[:-1]), 1, outputs, inputs,
+                weight.shape[1 - in_dim], weight.shape[in_dim], bias is not None, op.index,
+            )
+        )  # fmt: skip
+    if outputs is not None:
+        tracker.set(made, outputs.reshape((1,) * (len(made.shape) - 1) + (-1,)))
+
+
+@rule("matmul", "mm", "bmm", "rmatmul")
+def matmul(tracker: ChannelTracker, op: Op) -> None:
+    """By a matrix parameter it is a linear layer; of two activations it mixes both."""
+    if op.name != "rmatmul" and len(op.inputs) == 2:
+        x, weight = op.inputs
+        if weight.source == "parameter" and len(weight.shape) == 2 and x.source in ("op", "input"):
+            _product(tracker, op, x, weight, None, in_dim=0)
+            return
+    tracker.stop(op, f"{op.name} (op {op.index}) mixes these channels")

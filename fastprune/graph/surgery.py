@@ -1,0 +1,250 @@
+"""A plan to a network: smaller (``apply_plan``), or of the same shapes with dropped channels at zero (``mask_plan``)."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from fastprune.errors import GraphError, PlanError
+from fastprune.graph.groups import ChannelGraph
+from fastprune.graph.plan import PruningPlan
+from fastprune.graph.trace import trace_program
+from fastprune.nn import ChannelSelect
+
+__all__ = ["apply_plan", "mask_plan"]
+
+Indices = dict[int, Tensor]
+
+
+def apply_plan(
+    model: nn.Module,
+    graph: ChannelGraph,
+    plan: PruningPlan,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    allow_unchanged: bool = False,
+) -> nn.Module:
+    """A new network without the channels that ``plan`` drops; ``model`` is left as it was.
+
+    Weights keep dtype, device, memory format and ``requires_grad``; modules keep their mode. The result is traced
+    once more and compared with what the plan predicts, so a forward pass with sizes of its own is an error here
+    and not a wrong network later.
+
+    Args:
+        model: the network the graph was traced from, or one of the same architecture.
+        graph: its channel graph.
+        plan: what to keep.
+        optimizer: an optimizer of ``model``'s parameters. It is moved to the new network's parameters, its state
+            (momentum and the like) cut by the same indices.
+        allow_unchanged: accept a plan that drops nothing.
+
+    Raises:
+        PlanError: the plan is of another network, drops nothing, or the network's code cannot follow it.
+    """
+    stays = graph.kept(plan)
+    if stays.all() and not allow_unchanged:
+        raise PlanError("plan: drops no channel, so the network would not change; lower the budget or the ratios")
+    cuts, selects = _cuts(graph, stays)
+    tensors = _check_tensors(model, graph)
+    memo: dict[int, Any] = {}
+    for name, indices in cuts.items():
+        old = tensors[name]
+        new: Tensor = _cut(old.detach(), indices)
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        memo[id(old)] = new
+    small = copy.deepcopy(model, memo)
+    _update_sizes(model, small, cuts)
+    for name, kept in selects.items():
+        _insert_select(small, name, kept)
+    _verify(small, graph, stays, bool(selects))
+    if optimizer is not None:
+        _move_optimizer(optimizer, tensors, small, cuts, selects)
+    return small
+
+
+def mask_plan(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
+    """A copy of ``model``, same shapes, in which the channels that ``plan`` drops are zero and stay zero.
+
+    Every parameter entry of a dropped channel is zero, and so is its gradient, whatever trains the copy. It computes
+    what :func:`apply_plan`'s network computes: the oracle of all surgery.
+    """
+    stays = graph.kept(plan)
+    _check_tensors(model, graph)
+    masked = copy.deepcopy(model)
+    tensors: dict[str, Tensor] = {**dict(masked.named_buffers()), **dict(masked.named_parameters())}
+    masks: dict[str, Tensor] = {}
+    for slot in graph.slots:
+        kept = stays[slot.channels]
+        if slot.role in ("index", "select") or kept.all():
+            continue
+        for name in slot.parameters:
+            tensor = tensors[name]
+            shape = [1] * tensor.ndim
+            shape[slot.dim] = -1
+            mask = torch.from_numpy(kept).to(tensor.device, tensor.dtype).view(shape)
+            masks[name] = masks[name] * mask if name in masks else mask
+    for name, mask in masks.items():
+        tensor = tensors[name]
+        with torch.no_grad():
+            tensor.mul_(mask)
+        if tensor.requires_grad:
+            tensor.register_hook(lambda gradient, mask=mask: gradient * mask)
+    return masked
+
+
+def _check_tensors(model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    for name, (shape, _, _) in graph._tensors.items():
+        found = tensors.get(name)
+        if found is None or tuple(found.shape) != shape:
+            got = "nothing of that name" if found is None else list(found.shape)
+            raise PlanError(f"model: the graph is of another network: {name} should be {list(shape)}, got {got}")
+    return tensors
+
+
+def _cuts(graph: ChannelGraph, stays: NDArray[np.bool_]) -> tuple[dict[str, Indices], dict[str, Tensor]]:
+    """Kept positions by tensor and dimension, and by selected norm layer; dimensions that stay whole are left out."""
+    cuts: dict[str, Indices] = {}
+    selects: dict[str, Tensor] = {}
+    for slot in graph.slots:
+        kept = stays[slot.channels]
+        if kept.all():
+            continue
+        index = torch.from_numpy(np.flatnonzero(kept))
+        for name in slot.parameters:
+            if slot.role == "select":
+                selects[name] = index
+            else:
+                cuts.setdefault(name, {})[slot.dim] = index
+    return cuts, selects
+
+
+def _cut(tensor: Tensor, indices: Indices) -> Tensor:
+    """The kept entries, in the tensor's own memory format."""
+    new = tensor
+    for dim, index in sorted(indices.items(), key=lambda item: len(item[1]) / tensor.shape[item[0]]):
+        new = new.index_select(dim, index.to(tensor.device))
+    for ndim, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if tensor.ndim == ndim and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=memory_format):
+            return new.contiguous(memory_format=memory_format)
+    return new
+
+
+def _update_sizes(model: nn.Module, small: nn.Module, cuts: dict[str, Indices]) -> None:
+    """The size attributes of the modules whose parameters were cut."""
+    for owner in {name.rpartition(".")[0] for name in cuts}:
+        old, new = model.get_submodule(owner), small.get_submodule(owner)
+        if isinstance(new, _ConvNd) and isinstance(old, _ConvNd):
+            lead, per_group = new.weight.shape[0], new.weight.shape[1]
+            if old.groups > 1:
+                new.groups = old.groups * lead // old.weight.shape[0]
+            sizes = (lead, per_group * new.groups)
+            new.in_channels, new.out_channels = sizes if new.transposed else sizes[::-1]
+        elif isinstance(new, nn.Linear):
+            new.out_features, new.in_features = new.weight.shape
+        elif isinstance(new, _NormBase):
+            vector = new.weight if new.weight is not None else new.running_mean
+            if vector is not None:
+                new.num_features = vector.shape[0]
+        elif isinstance(new, nn.GroupNorm) and isinstance(old, nn.GroupNorm):
+            width = new.weight.shape[0]
+            new.num_groups, new.num_channels = old.num_groups * width // old.num_channels, width
+        elif isinstance(new, nn.PReLU):
+            new.num_parameters = new.weight.shape[0]
+
+
+def _insert_select(small: nn.Module, name: str, kept: Tensor) -> None:
+    """Puts a ChannelSelect in front of the norm layer called ``name``."""
+    parent_name, _, attribute = name.rpartition(".")
+    parent = small.get_submodule(parent_name)
+    reader = parent._modules[attribute]
+    if reader is None:
+        raise PlanError(f"{name}: the selected norm layer is gone")
+    device = next((t.device for t in (*reader.parameters(), *reader.buffers())), torch.device("cpu"))
+    select = ChannelSelect(kept.to(device))
+    pair = nn.Sequential(OrderedDict(select=select, reader=reader))
+    select.training = pair.training = reader.training
+    parent._modules[attribute] = pair
+
+
+def _verify(small: nn.Module, graph: ChannelGraph, stays: NDArray[np.bool_], selected: bool) -> None:
+    """Traces the pruned network and compares every shape that the plan predicts."""
+    hint = "the forward pass has sizes of its own; name the layer in keep="
+    training = graph.trained_program
+    try:
+        program = trace_program(small, graph.example(), training=training)
+    except GraphError as problem:
+        raise PlanError(f"the pruned network does not run ({problem}); {hint}") from problem
+    before = [op for op in graph.program.ops]
+    after = [op for op in program.ops if not (selected and op.name == "index_select" and _new_select(op.inputs))]
+    if len(before) != len(after):
+        raise PlanError(f"the pruned network runs {len(after)} ops, the unpruned one {len(before)}; {hint}")
+    for old, new in zip(before, after, strict=True):
+        for made, got in zip(old.outputs, new.outputs, strict=True):
+            expected = _predicted(made.shape, graph.maps[made.id], stays)
+            if expected is not None and got.shape != expected:
+                raise PlanError(
+                    f"op {old.index} ({old.name}): expected shape {list(expected)} after pruning, "
+                    f"got {list(got.shape)}; {hint}"
+                )
+
+
+def _new_select(inputs: list[Any]) -> bool:
+    return any(value.name.endswith(".select.index") for value in inputs)
+
+
+def _predicted(
+    shape: tuple[int, ...], channels: NDArray[np.int64] | None, stays: NDArray[np.bool_]
+) -> tuple[int, ...] | None:
+    """The shape after pruning, or None where the trace cannot tell."""
+    if channels is None or channels.size == 1:
+        return shape
+    kept = stays[channels]
+    if kept.all():
+        return shape
+    sizes = list(shape)
+    for axis, size in enumerate(channels.shape):
+        if size > 1:
+            sizes[axis] = int(kept.any(axis=tuple(i for i in range(kept.ndim) if i != axis)).sum())
+    return tuple(sizes)
+
+
+def _move_optimizer(
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, Tensor],
+    small: nn.Module,
+    cuts: dict[str, Indices],
+    selects: dict[str, Tensor],
+) -> None:
+    """Points the optimizer at the new parameters and cuts its state like the parameters themselves."""
+    by_id = {id(tensor): name for name, tensor in tensors.items()}
+    moved = dict(small.named_parameters())
+
+    def new_name(name: str) -> str:
+        owner, _, attribute = name.rpartition(".")
+        return f"{owner}.reader.{attribute}" if owner in selects else name
+
+    for group in optimizer.param_groups:
+        for i, old in enumerate(group["params"]):
+            name = by_id.get(id(old))
+            if name is None:
+                raise GraphError("optimizer: holds a parameter that is not one of the model's")
+            new = moved[new_name(name)]
+            state = optimizer.state.pop(old, None)
+            group["params"][i] = new
+            if state is not None:
+                optimizer.state[new] = {
+                    key: _cut(value, cuts[name])
+                    if isinstance(value, Tensor) and value.shape == old.shape and name in cuts
+                    else value
+                    for key, value in state.items()
+                }
