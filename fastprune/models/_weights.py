@@ -6,6 +6,8 @@ import argparse
 import os
 import pickle
 import re
+import struct
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,21 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 # Counters that thop and torch.optim.swa_utils leave among the weights.
 _COUNTERS = ("total_ops", "total_params", "n_averaged")
 _SHOWN = 3
+# What torch's readers raise for files that were cut off, altered, or are something else.
+_DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+)
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> str | None:
@@ -78,7 +95,9 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
+            # On pickles of a newer protocol than torch.save's; they load, or an error follows.
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(f"weights {path}: {_refusal(path, error)}") from error
@@ -86,16 +105,7 @@ def _read(path: Path) -> Any:
         raise WeightsError(
             f"weights {path}: damaged or not a safetensors file ({error})"
         ) from error
-    # What torch.load raises for files that were cut off or are something else.
-    except (
-        AttributeError,
-        EOFError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except _DAMAGE as error:
         reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
         raise WeightsError(f"weights {path}: damaged or not a weights file ({reason})") from error
 
@@ -117,7 +127,7 @@ def _harmless() -> list[Any]:
 def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
     try:
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except ValueError:
+    except _DAMAGE:
         # Only zip archives can be asked; torch's message on the others has the first name in it.
         unsafe = re.findall(r"(?i)GLOBAL ([\w.]+\.\w+)", str(error))
     if any(name.startswith("torch.nn.modules.") for name in unsafe):
@@ -203,8 +213,9 @@ def _check(state: Mapping[str, Any], expected: Mapping[str, Any], path: Path) ->
                 problems.append(f"{key}: expected {_shape(want)}, got nothing")
         elif _shape(state[key]) != _shape(want):
             problems.append(f"{key}: expected {_shape(want)}, got {_shape(state[key])}")
+    # A damaged file can have any character in its names; the message is one line.
     problems += [
-        f"{key}: expected nothing, got {_shape(value)}"
+        f"{repr(key)[1:-1]}: expected nothing, got {_shape(value)}"
         for key, value in state.items()
         if key not in expected
     ]
