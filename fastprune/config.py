@@ -18,6 +18,7 @@ from pydantic import (
     SerializeAsAny,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_core import ErrorDetails
 
@@ -106,6 +107,20 @@ class RunConfig(_Options):
     threads: int | None = Field(default=None, ge=1)
     latency: LatencyOptions = LatencyOptions()
 
+    @model_validator(mode="after")
+    def _together(self) -> RunConfig:
+        found = self.method.problems(self.prune)
+        if self.model.weights is None and self.baseline is None and self.method.needs_baseline:
+            found.append(
+                "baseline: the network has no weights; expected model.weights, or baseline: "
+                "training options"
+            )
+        if self.model.weights is not None and self.baseline is not None:
+            found.append("baseline: model.weights are given too; expected one of the two")
+        if found:
+            raise ValueError("\n".join(found))
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, mappings, numbers and strings, every default filled in."""
         return self.model_dump(mode="json")
@@ -166,7 +181,8 @@ def make_config(given: Mapping[str, Any], *, source: str = "config") -> RunConfi
     try:
         return RunConfig.model_validate(given)
     except ValidationError as error:
-        lines = [_problem(detail, given) for detail in error.errors(include_url=False)]
+        found = [_problem(detail, given) for detail in error.errors(include_url=False)]
+        lines = [line for problem in found for line in problem.split("\n")]
         raise ConfigError([f"{source}: {line}" for line in dict.fromkeys(lines)]) from None
 
 
@@ -245,9 +261,11 @@ def _problem(detail: ErrorDetails, given: Mapping[str, Any]) -> str:
         return f"{where}: unknown key{nearest(str(detail['loc'][-1]), known)}"
     if kind == "missing":
         return f"{where}: missing; {_expectation(detail['loc'], given)}"
-    message = detail["msg"].removeprefix("Value error, ")
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     message = message[:1].lower() + message[1:]
-    if kind in ("value_error", "assertion_error"):
+    if kind == "value_error":
+        if not detail["loc"]:
+            return str(detail["ctx"]["error"])
         return f"{where}: {message}"
     return f"{where}: {message}; got {detail['input']!r}"
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from fastprune.data import Splits
 from fastprune.errors import BudgetError
-from fastprune.graph.groups import ChannelGraph
-from fastprune.graph.plan import PruningPlan
+from fastprune.graph import ChannelGraph, PruningPlan
+from fastprune.graph.budget import MIN_CHANNELS, Ranking
 from fastprune.records import Budget
 from fastprune.registry import Registry
 from fastprune.training import TrainingOptions
@@ -44,9 +44,13 @@ class MethodOptions(BaseModel):
         return True
 
     @property
-    def select(self) -> tuple[str, ...]:
-        """Patterns of the norm layers that get a selected group when the network is traced."""
+    def selected(self) -> tuple[str, ...] | Literal["auto"]:
+        """Norm layers that get a selected group, as `fastprune.trace` takes them."""
         return ()
+
+    def problems(self, prune: PruneOptions) -> list[str]:
+        """What does not go together with the common options, ``field: what would be right``."""
+        return []
 
 
 class PruneOptions(BaseModel):
@@ -56,8 +60,8 @@ class PruneOptions(BaseModel):
 
     budget: dict[str, float] | None = None
     round_to: int = Field(default=1, ge=1)
-    min_channels: int = Field(default=1, ge=1)
-    ranking: Literal["global", "layer", "isomorphic"] = "global"
+    min_channels: int | float = Field(default=MIN_CHANNELS, ge=0)
+    ranking: Ranking = "global"
     ratios: dict[str, float] = {}
     keep: tuple[str, ...] = ()
 

@@ -1,0 +1,209 @@
+"""Score the channels of a trained network and drop the lowest, at once or in several rounds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from fastprune import criteria
+from fastprune.artifact import load_state, restore, save_state
+from fastprune.errors import FastpruneError, nearest
+from fastprune.files import write_json
+from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, solve, trace
+from fastprune.methods import (
+    MethodContext,
+    MethodOptions,
+    MethodResult,
+    PruneOptions,
+    registry,
+)
+from fastprune.pruning import measure_latency
+from fastprune.records import Budget
+from fastprune.training import fit
+
+__all__ = ["OneShotOptions", "one_shot"]
+
+
+class OneShotOptions(MethodOptions):
+    """Options of one-shot and gradual pruning.
+
+    Attributes:
+        criterion: how channels are scored.
+        batches: training batches that a criterion which looks at data gets to see.
+        iterations: rounds; with several, each takes the same factor off every budget and scores
+            anew.
+        finetune_between: epochs of fine-tuning after every round but the last.
+    """
+
+    name: Literal["one_shot"] = "one_shot"
+    criterion: str = "l1"
+    batches: int = Field(default=10, ge=1)
+    iterations: int = Field(default=1, ge=1)
+    finetune_between: int = Field(default=0, ge=0)
+
+    @field_validator("criterion")
+    @classmethod
+    def _known(cls, given: str) -> str:
+        if given not in criteria.registry:
+            known = criteria.registry.names()
+            raise ValueError(f"unknown criterion {given!r}{nearest(given, known)}")
+        return given
+
+    def problems(self, prune: PruneOptions) -> list[str]:
+        found = []
+        if prune.budget is None and not prune.ratios:
+            found.append("prune.budget: one_shot needs a budget, such as {macs: 0.5}, or ratios")
+        if self.finetune_between and self.iterations == 1:
+            found.append("method.finetune_between: has no effect with iterations 1")
+        return found
+
+
+@registry.register("one_shot", options=OneShotOptions)
+def one_shot(context: MethodContext, options: OneShotOptions) -> MethodResult:
+    """Drop the channels with the lowest scores of any criterion, at once or in rounds.
+
+    A round that has ended is on disk, so an interrupted call goes on after it.
+
+    Raises:
+        FastpruneError: fine-tuning between rounds without fine-tuning options, or a budget that
+            cannot be met.
+    """
+    if options.finetune_between and context.finetune is None:
+        raise FastpruneError(
+            "method.finetune_between: borrows its recipe from finetune, which is not given"
+        )
+    if options.iterations == 1:
+        plan = _round(context, options, context.model, context.graph, context.prune.budget, 0)
+        return MethodResult(plan, context.model)
+    plan, state = _rounds(context, options)
+    trained = state if options.finetune_between else None
+    return MethodResult(plan, context.model, trained, notes={"iterations": options.iterations})
+
+
+def _rounds(
+    context: MethodContext, options: OneShotOptions
+) -> tuple[PruningPlan, dict[str, Tensor]]:
+    """The plan of all rounds in the unpruned network's coordinates, and the last weights."""
+    for number in range(1, options.iterations + 1):
+        files = _RoundFiles(context.directory, number)
+        if files.finished():
+            continue
+        # Each round starts from the files of the one before, so that going on after an
+        # interruption and never having stopped are the same.
+        before = _RoundFiles(context.directory, number - 1).plan() if number > 1 else None
+        small, graph = context.model, context.graph
+        if before is not None:
+            small = apply_plan(context.model, context.graph, before)
+            restore(small, load_state(_RoundFiles(context.directory, number - 1).weights))
+            graph = trace(small, context.example, keep=context.prune.keep)
+        budget = _budget_of_round(context, graph, number / options.iterations)
+        step = _round(context, options, small, graph, budget, number)
+        small = apply_plan(small, graph, step)
+        if options.finetune_between and number < options.iterations:
+            _finetune(context, options, small, number)
+        save_state(files.weights, small)
+        files.write(step if before is None else PruningPlan.compose(before, step))
+    last = _RoundFiles(context.directory, options.iterations)
+    return last.plan(), load_state(last.weights)
+
+
+def _round(
+    context: MethodContext,
+    options: OneShotOptions,
+    model: nn.Module,
+    graph: ChannelGraph,
+    budget: dict[str, float] | None,
+    number: int,
+) -> PruningPlan:
+    prune = context.prune
+    generator = torch.Generator().manual_seed(context.seed + number)
+    batches = islice(_batches(context, number), options.batches)
+    scores = criteria.score(options.criterion, model, graph, batches=batches, generator=generator)
+
+    def measure(plan: PruningPlan) -> float:
+        return measure_latency(
+            apply_plan(model, graph, plan, allow_unchanged=True), [context.example]
+        )
+
+    share = 1 / options.iterations
+    return solve(
+        graph,
+        scores,
+        budget,
+        round_to=prune.round_to,
+        min_channels=prune.min_channels,
+        ranking=prune.ranking,
+        ratios={name: 1 - (1 - ratio) ** share for name, ratio in prune.ratios.items()},
+        measure=measure,
+    )
+
+
+def _batches(context: MethodContext, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, labels in context.splits.train.epoch(number):
+        yield images.to(context.device), labels.to(context.device)
+
+
+def _budget_of_round(
+    context: MethodContext, graph: ChannelGraph, done: float
+) -> dict[str, float] | None:
+    """The limits after ``done`` (0 to 1) of the way, as fractions of what the network costs now.
+
+    Costs fall on a geometric path: every round takes the same factor off each metric.
+    """
+    if context.prune.budget is None:
+        return None
+    full, now = context.graph.cost().to_dict(), graph.cost().to_dict()
+    fractions = {}
+    for limit in Budget.parse(context.prune.budget).limits:
+        if limit.metric == "latency_ms":
+            raise FastpruneError(
+                "prune.budget.latency_ms: cannot be reached in rounds; use iterations 1"
+            )
+        whole = limit.absolute(full[limit.metric]) / full[limit.metric]
+        fractions[limit.metric] = min(1.0, whole**done * full[limit.metric] / now[limit.metric])
+    return fractions
+
+
+def _finetune(
+    context: MethodContext, options: OneShotOptions, small: nn.Module, number: int
+) -> None:
+    if context.finetune is None:
+        return
+    recipe = context.finetune.model_copy(update={"epochs": options.finetune_between})
+    folder = context.directory / f"round-{number}"
+    folder.mkdir(exist_ok=True)
+    fit(
+        small,
+        context.splits,
+        recipe,
+        directory=folder,
+        seed=context.seed + number,
+        device=context.device,
+        teacher=context.model,
+        progress=context.progress,
+        name=f"round {number} of {options.iterations}",
+    )
+
+
+class _RoundFiles:
+    """Names of what a round leaves; the plan is written last and says that it is done."""
+
+    def __init__(self, directory: Path, number: int) -> None:
+        self.weights = directory / f"round-{number}.safetensors"
+        self.plan_file = directory / f"round-{number}.json"
+
+    def finished(self) -> bool:
+        return self.plan_file.is_file()
+
+    def plan(self) -> PruningPlan:
+        return PruningPlan.from_json(json.loads(self.plan_file.read_text()))
+
+    def write(self, plan: PruningPlan) -> None:
+        write_json(self.plan_file, plan.to_json())
