@@ -220,7 +220,7 @@ class BuildExtension(build_ext):
 
 setup(
     packages=[
-        *find_packages(include=["fastprune", "fastprune.*"]),
+        *find_packages(include=["fastprune", "fastprune.*"], exclude=["fastprune.kernels*"]),
         *(f"fastprune.{name}" for name in find_packages(include=["kernels", "kernels.*"])),
     ],
     package_dir={"fastprune.kernels": "kernels"},
