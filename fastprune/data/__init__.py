@@ -1,0 +1,36 @@
+"""Datasets, their splits and augmentation, and the pipelines that feed networks from them."""
+
+from __future__ import annotations
+
+from fastprune.data._dataset import (
+    Dataset,
+    Files,
+    Images,
+    PadCrop,
+    ResizedCrop,
+    Source,
+    Transform,
+    registry,
+)
+from fastprune.data._options import DataOptions, Normalization
+from fastprune.data._pipeline import DataInfo, Feed, InputPipeline, Splits
+from fastprune.data._splits import load, load_test
+
+__all__ = [
+    "DataInfo",
+    "DataOptions",
+    "Dataset",
+    "Feed",
+    "Files",
+    "Images",
+    "InputPipeline",
+    "Normalization",
+    "PadCrop",
+    "ResizedCrop",
+    "Source",
+    "Splits",
+    "Transform",
+    "load",
+    "load_test",
+    "registry",
+]

@@ -1,0 +1,45 @@
+"""Orders and random numbers of an epoch, as functions of the seed, the epoch and the image."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+__all__ = ["epoch_draws", "epoch_order", "image_generator", "stratified_order"]
+
+# What a stream of random numbers is for: two uses of one seed must not see the same numbers.
+_ORDER, _AUGMENT, _SPLIT = 1, 2, 3
+
+
+def epoch_order(indices: npt.NDArray[np.int64], seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """``indices`` in the order of an epoch."""
+    words = np.random.SeedSequence((seed, epoch, _ORDER)).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
+    order = torch.randperm(len(indices), generator=generator).numpy()
+    return np.asarray(indices[order], np.int64)
+
+
+def epoch_draws(seed: int, epoch: int, images: int, columns: int) -> npt.NDArray[np.float64]:
+    """``[images, columns]`` numbers in [0, 1); row i is image i's, however many rows there are."""
+    sequence = np.random.SeedSequence((seed, epoch, _AUGMENT))
+    return np.random.Generator(np.random.Philox(sequence)).random((images, columns))
+
+
+def image_generator(seed: int, epoch: int, image: int) -> np.random.Generator:
+    """The numbers of one image of one epoch, where it is not known how many it takes."""
+    key = np.random.SeedSequence((seed, epoch, _AUGMENT)).generate_state(2, np.uint64)
+    # The lowest word of the counter runs; the image in a higher one keeps images apart.
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, image, 0]))
+
+
+def stratified_order(labels: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+    """A shuffle of 0..N-1 whose every first part has the classes in proportion, within one."""
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, _SPLIT))))
+    shuffled = generator.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    _, first, count = np.unique(labels[by_class], return_index=True, return_counts=True)
+    rank = np.arange(len(labels)) - np.repeat(first, count)
+    # Image k of n of a class stands at (k + 1/2) / n of the way; ties fall by chance.
+    place = (rank + 0.5) / np.repeat(count, count)
+    return np.asarray(by_class[np.lexsort((generator.random(len(labels)), place))], np.int64)
