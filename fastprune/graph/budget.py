@@ -263,7 +263,7 @@ def _structure(graph: ChannelGraph, name: str) -> tuple[Any, ...]:
     rows = []
     for slot in graph.group_slots(name):
         if slot.role != "select":
-            shape = graph._tensors[slot.parameters[0]][0]
+            shape = tuple(graph.tensors[slot.parameters[0]].shape)
             rows.append((slot.role, slot.dim, shape[2:], len(shape)))
     return tuple(sorted(rows))
 

@@ -8,7 +8,7 @@ tensor. Views, concatenation, padding and indexing are the same operation on the
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,7 @@ FIXED = -1
 Map = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class RawSlot:
+class RawSlot(NamedTuple):
     """A dimension of parameters that holds channels: ``ids[position]`` is the channel, or FIXED."""
 
     parameters: tuple[str, ...]
@@ -31,8 +30,7 @@ class RawSlot:
     ids: Map
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(NamedTuple):
     """A convolution or linear call, as the closed-form cost needs it.
 
     MACs = ``positions * kernel * (kept outputs) * (kept inputs)``; with conv groups, inputs are those of one

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import gc
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,9 @@ from fastprune.errors import GraphError, PlanError, nearest
 from fastprune.graph.channels import FIXED, ChannelTracker, Layer, Map
 from fastprune.graph.cost import CostModel, Costs, Term, build_cost_model
 from fastprune.graph.plan import PruningPlan
-from fastprune.graph.program import Op, Program
+from fastprune.graph.program import Op, Program, Value
 from fastprune.graph.rules import RULES
-from fastprune.graph.trace import Example, example_inputs, trace_program, used_parameters
+from fastprune.graph.trace import Example, Scan, example_inputs, scan, trace_program, used_parameters
 from fastprune.records import Cost, Widths
 
 __all__ = ["ChannelGraph", "ChannelGroup", "GroupSlot", "Slot", "Unprunable", "trace"]
@@ -26,8 +27,7 @@ __all__ = ["ChannelGraph", "ChannelGroup", "GroupSlot", "Slot", "Unprunable", "t
 Role = Literal["out", "in", "bias", "scale", "norm", "shift", "group", "index", "select"]
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """A dimension of one or more parameters that holds channels.
 
     Attributes:
@@ -46,8 +46,7 @@ class Slot:
     channels: Map
 
 
-@dataclass(frozen=True, slots=True)
-class GroupSlot:
+class GroupSlot(NamedTuple):
     """One group's share of a slot: ``positions[i]`` of the dimension holds channel ``channels[i]`` of the group."""
 
     parameters: tuple[str, ...]
@@ -57,8 +56,7 @@ class GroupSlot:
     channels: Map
 
 
-@dataclass(frozen=True, slots=True)
-class ChannelGroup:
+class ChannelGroup(NamedTuple):
     """Channels that are exchangeable: each lives in the same slots, so dropping any of them costs the same.
 
     Attributes:
@@ -75,13 +73,25 @@ class ChannelGroup:
     kind: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unprunable:
+class Unprunable(NamedTuple):
     """Channels that always stay, and the reason."""
 
     name: str
     channels: int
     reason: str
+
+
+class _Facts(NamedTuple):
+    """What the rules noted down, kept so that everything derived from it can wait until it is asked for."""
+
+    tracker: ChannelTracker
+    label: Map
+    number: Map
+    reason_of: Map
+    frozen_rows: list[tuple[Map, str]]
+    lonely: Map
+    counted: set[str] | None
+    example: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -93,24 +103,43 @@ class ChannelGraph:
             parameters (auxiliary heads).
         trained_program: whether ``program`` is of training mode.
         groups: the channel groups, in the order of the layers that make them.
-        slots: every parameter dimension that holds channels.
-        layers: convolution and linear calls, with their channels numbered as in ``Slot.channels``.
         total: number of channels over all groups.
-        maps: channel map of every value, numbered likewise; None for values without channels.
+        tensors: the Value (shape, dtype, source) of every parameter and buffer, by name.
         unused: parameters that the traced run did not touch.
     """
 
     program: Program
     trained_program: bool
     groups: tuple[ChannelGroup, ...]
-    slots: tuple[Slot, ...]
-    layers: tuple[Layer, ...]
     total: int
-    maps: tuple[Map | None, ...]
+    tensors: Mapping[str, Value]
     unused: tuple[str, ...]
-    _example: tuple[Any, ...]
-    _tensors: Mapping[str, tuple[tuple[int, ...], int, bool]]
-    _frozen: tuple[tuple[str, int, str], ...]
+    _facts: _Facts
+
+    @cached_property
+    def slots(self) -> tuple[Slot, ...]:
+        """Every parameter dimension that holds channels."""
+        number = self._facts.number
+        return tuple(Slot(s.parameters, s.dim, s.role, number[s.ids.ravel()]) for s in self._facts.tracker.slots)
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """Convolution and linear calls of evaluation mode, their channels numbered as in ``Slot.channels``."""
+        number, counted = self._facts.number, self._facts.counted
+        return tuple(
+            layer._replace(
+                outputs=None if layer.outputs is None else number[layer.outputs],
+                inputs=None if layer.inputs is None else number[layer.inputs],
+            )
+            for layer in self._facts.tracker.layers
+            if counted is None or layer.weight in counted
+        )
+
+    @cached_property
+    def maps(self) -> tuple[Map | None, ...]:
+        """Channel map of every value, numbered likewise; None for values without channels."""
+        number = self._facts.number
+        return tuple(None if m is None else number[m] for m in self._facts.tracker.maps)
 
     @cached_property
     def by_name(self) -> dict[str, ChannelGroup]:
@@ -120,7 +149,7 @@ class ChannelGraph:
     @cached_property
     def unprunable(self) -> tuple[Unprunable, ...]:
         """Channels that always stay, by layer, each with the reason."""
-        return tuple(Unprunable(*row) for row in self._frozen)
+        return _unprunable(self._facts)
 
     @cached_property
     def cost_model(self) -> CostModel:
@@ -224,7 +253,7 @@ class ChannelGraph:
 
     def example(self) -> tuple[Any, ...]:
         """Inputs of the traced shapes: zeros that take no memory."""
-        return example_inputs(self._example)
+        return example_inputs(self._facts.example)
 
     def __str__(self) -> str:
         lines = [f"{len(self.groups)} channel groups, {self.total} prunable channels"]
@@ -260,26 +289,34 @@ def trace(
     Raises:
         GraphError: the network does not run on the example, or a pattern matches nothing.
     """
-    program = trace_program(model, example)
-    graph_program = program
-    parameters = {name: (tuple(p.shape), p.element_size(), True) for name, p in model.named_parameters()}
+    collecting = gc.isenabled()
+    gc.disable()  # thousands of small records that all stay: a collection in between costs more than the trace
+    try:
+        return _trace(model, example, keep, select)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _trace(
+    model: nn.Module, example: Example, keep: Sequence[str], select: Sequence[str] | Literal["auto"]
+) -> ChannelGraph:
+    held = scan(model)
+    program = graph_program = trace_program(model, example, held=held)
     used = used_parameters(program)
-    unused = [name for name in parameters if name not in used]
+    unused = [v.name for v in held.values.values() if v.source == "parameter" and v.name not in used]
+    counted = None
     if unused:
         # Auxiliary heads run in training mode only; pruning must keep them in step.
-        other = trace_program(model, example, training=True)
-        if len(used_parameters(other)) > len(used):
-            graph_program = other
-            reached = used_parameters(other)
+        other = trace_program(model, example, training=True, held=held)
+        reached = used_parameters(other)
+        if len(reached) > len(used):
+            graph_program, counted = other, used
             unused = [name for name in unused if name not in reached]
     if not program.outputs:
         raise GraphError("the network returned no tensor that depends on its input")
-    for name, buffer in model.named_buffers():
-        parameters[name] = (tuple(buffer.shape), buffer.element_size(), False)
-    modules = dict(model.named_modules())
-    tracker = _walk(graph_program, modules, select)
-    counted = used if graph_program is not program else None
-    return _assemble(program, graph_program, tracker, parameters, unused, keep, example, counted)
+    tracker = _walk(graph_program, held.modules, select)
+    return _assemble(graph_program, tracker, held, unused, keep, example, counted)
 
 
 def _walk(program: Program, modules: dict[str, Any], select: Sequence[str] | Literal["auto"]) -> ChannelTracker:
@@ -368,58 +405,32 @@ def _components(count: int, ties: Iterable[tuple[Map, Map]]) -> tuple[Map, list[
 
 def _assemble(
     program: Program,
-    graph_program: Program,
     tracker: ChannelTracker,
-    tensors: dict[str, tuple[tuple[int, ...], int, bool]],
+    held: Scan,
     unused: list[str],
     keep: Sequence[str],
     example: Example,
     counted: set[str] | None,
 ) -> ChannelGraph:
+    """Channels by component, components by signature: the groups."""
     count = tracker.next_id
     label, nailed = _components(count, tracker.ties)
     frozen_rows: list[tuple[Map, str]] = list(tracker.frozen)
     frozen_rows += [(ids, "tied to padding or another position of fixed size") for ids in nailed]
     frozen_rows += _kept_rows(tracker, keep)
-
     reason_of = np.full(count + 1, -1)
     for number in range(len(frozen_rows) - 1, -1, -1):
-        ids = frozen_rows[number][0]
-        reason_of[label[ids.ravel()]] = number
-    reason_of[count] = 0  # FIXED positions, entry -1, are frozen by nature
+        reason_of[label[frozen_rows[number][0].ravel()]] = number
     roots = np.flatnonzero(label[:count] == np.arange(count))
     free = roots[reason_of[roots] < 0]
-
-    signature = _signatures(tracker, label, count)
-    groups, channel_of, lonely = _groups(tracker, free, signature, count)
+    groups, channel_of, lonely = _groups(tracker, free, _signatures(tracker, label, count), count)
     total = sum(g.channels for g in groups)
-    number = np.full(count + 1, total)
-    number[:count] = channel_of[label[:count]]
-    number[number < 0] = total
-
-    slots = []
-    raw = tracker.slots
-    if raw:
-        lengths = np.cumsum([s.ids.size for s in raw])
-        numbered = number[np.concatenate([s.ids.ravel() for s in raw])]
-        for s, part in zip(raw, np.split(numbered, lengths[:-1]), strict=True):
-            slots.append(Slot(s.parameters, s.dim, s.role, part))
-    layers = tuple(
-        Layer(
-            layer.kind, layer.weight, layer.positions, layer.kernel,
-            None if layer.outputs is None else number[layer.outputs],
-            None if layer.inputs is None else number[layer.inputs],
-            layer.output_width, layer.input_width, layer.bias, layer.op,
-        )
-        for layer in tracker.layers
-        if counted is None or layer.weight in counted
-    )  # fmt: skip
-    maps = tuple(None if m is None else number[m] for m in tracker.maps)
-    unprunable = _unprunable(tracker, label, reason_of, frozen_rows, lonely, count)
-    return ChannelGraph(
-        graph_program, graph_program is not program, groups, tuple(slots), layers, total, maps, tuple(unused),
-        _remember(example), tensors, unprunable,
-    )  # fmt: skip
+    numbers = np.full(count + 1, total)
+    numbers[:count] = channel_of[label[:count]]
+    numbers[numbers < 0] = total
+    tensors = {value.name: value for value in held.values.values()}
+    facts = _Facts(tracker, label, numbers, reason_of, frozen_rows, lonely, counted, _remember(example))
+    return ChannelGraph(program, counted is not None, groups, total, tensors, tuple(unused), facts)
 
 
 def _kept_rows(tracker: ChannelTracker, keep: Sequence[str]) -> list[tuple[Map, str]]:
@@ -491,32 +502,26 @@ def _groups(
     return tuple(groups), channel_of, np.concatenate(lonely) if lonely else free[:0]
 
 
-def _unprunable(
-    tracker: ChannelTracker, label: Map, reason_of: Map, rows: list[tuple[Map, str]], lonely: Map, count: int
-) -> tuple[tuple[str, int, str], ...]:
+def _unprunable(facts: _Facts) -> tuple[Unprunable, ...]:
     """Frozen channels by the layer that makes them and the reason."""
+    tracker, label = facts.tracker, facts.label
+    count = tracker.next_id
     starts = [start for start, _ in tracker.producers] + [count]
-    reasons = reason_of[label[:count]]
+    reasons = facts.reason_of[label[:count]]
     alone = np.zeros(count + 1, bool)
-    alone[lonely] = True
-    table: dict[tuple[str, str], int] = {}
+    alone[facts.lonely] = True
     single = alone[label[:count]]
+    table: dict[tuple[str, str], int] = {}
     for (start, name), stop in zip(tracker.producers, starts[1:], strict=True):
         here = reasons[start:stop]
-        if stop - start == 0:
-            continue
-        if here[0] == here.min() == here.max() and here[0] >= 0:
-            key = (name, rows[int(here[0])][1])
-            table[key] = table.get(key, 0) + stop - start
-            continue
         for number in np.unique(here[here >= 0]):
-            key = (name, rows[int(number)][1])
+            key = (name, facts.frozen_rows[int(number)][1])
             table[key] = table.get(key, 0) + int((here == number).sum())
         left = int(single[start:stop].sum())
         if left:
             key = (name, "all of them live or die together")
             table[key] = table.get(key, 0) + left
-    return tuple((name, channels, reason) for (name, reason), channels in table.items())
+    return tuple(Unprunable(name, channels, reason) for (name, reason), channels in table.items())
 
 
 def _remember(example: Example) -> tuple[Any, ...]:
@@ -572,16 +577,16 @@ def _cost_model(graph: ChannelGraph) -> CostModel:
         if slot.role != "select":
             for name in slot.parameters:
                 varying.setdefault(name, {})[slot.dim] = slot.channels
-    for name, (shape, element, is_parameter) in graph._tensors.items():
+    for name, value in graph.tensors.items():
         dims = varying.get(name, {})
         fixed = 1.0
         sides = []
-        for dim, size in enumerate(shape):
+        for dim, size in enumerate(value.shape):
             if dim in dims:
                 sides.append(form_of(dims[dim], size))
             else:
                 fixed *= size
         sides += [one] * (2 - len(sides))
-        counted = fixed if is_parameter else 0.0
-        terms.append(Term(sides[0], sides[1], (0.0, counted, 0.0, fixed * element)))
+        counted = fixed if value.source == "parameter" else 0.0
+        terms.append(Term(sides[0], sides[1], (0.0, counted, 0.0, fixed * value.dtype.itemsize)))
     return build_cost_model(np.array(forms), terms)

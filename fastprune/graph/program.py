@@ -58,20 +58,12 @@ class Value:
         name: the parameter's or buffer's name in the network, else "".
         producer: index of the op that made it, or -1.
         uses: how many ops read it.
-        constant: the tensor itself for ``constant`` values.
     """
 
-    __slots__ = ("constant", "dtype", "id", "name", "producer", "shape", "source", "uses")
+    __slots__ = ("dtype", "id", "name", "producer", "shape", "source", "uses")
 
     def __init__(
-        self,
-        id: int,
-        shape: Shape,
-        dtype: torch.dtype,
-        source: str,
-        name: str = "",
-        producer: int = -1,
-        constant: torch.Tensor | None = None,
+        self, id: int, shape: Shape, dtype: torch.dtype, source: str, name: str = "", producer: int = -1
     ) -> None:
         self.id = id
         self.shape = shape
@@ -80,7 +72,6 @@ class Value:
         self.name = name
         self.producer = producer
         self.uses = 0
-        self.constant = constant
 
     def __repr__(self) -> str:
         return f"%{self.id}{list(self.shape)}" + (f":{self.name}" if self.name else "")
@@ -101,13 +92,7 @@ class Op:
     __slots__ = ("args", "func", "index", "inputs", "kwargs", "name", "outputs")
 
     def __init__(
-        self,
-        index: int,
-        name: str,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        inputs: list[Value],
+        self, index: int, name: str, func: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], inputs: list[Value]
     ) -> None:
         self.index = index
         self.name = name
@@ -137,7 +122,7 @@ class Program:
         inputs: the Values of the example.
         outputs: the Values the network returned, flattened.
         values: how many Values there are.
-        names: id of a parameter or buffer tensor -> its first name in the network.
+        constants: tensors that are neither inputs nor the network's own, by Value id.
         ruleless: names of the functions that had no rule, in order of appearance.
     """
 
@@ -145,6 +130,7 @@ class Program:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     values: int
+    constants: dict[int, torch.Tensor]
     ruleless: tuple[str, ...]
 
     def __str__(self) -> str:

@@ -103,11 +103,11 @@ def mask_plan(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Mo
 
 def _check_tensors(model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
-    for name, (shape, _, _) in graph._tensors.items():
+    for name, value in graph.tensors.items():
         found = tensors.get(name)
-        if found is None or tuple(found.shape) != shape:
+        if found is None or found.shape != value.shape:
             got = "nothing of that name" if found is None else list(found.shape)
-            raise PlanError(f"model: the graph is of another network: {name} should be {list(shape)}, got {got}")
+            raise PlanError(f"model: the graph is of another network: {name} should be {list(value.shape)}, got {got}")
     return tensors
 
 
