@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastprune.criteria._scores import Scores, join_slots, other_dims, registry
+from fastprune.criteria._scores import Scores, join_slots, registry, summed
 from fastprune.graph import ChannelGraph
 
 __all__ = ["l1"]
@@ -18,7 +18,7 @@ def l1(model: nn.Module, graph: ChannelGraph) -> Scores:
     Li et al., *Pruning Filters for Efficient ConvNets*, ICLR 2017, joined over all layers that share the channel.
     """
 
-    def absolute_sum(parameter: Tensor, dim: int, name: str) -> Tensor:
-        return torch.linalg.vector_norm(parameter.float(), 1, dim=other_dims(parameter, dim))
+    def magnitude(parameter: Tensor, name: str, out: Tensor) -> Tensor:
+        return torch.abs(parameter, out=out)
 
-    return join_slots(model, graph, absolute_sum)
+    return join_slots(model, graph, summed(magnitude))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastprune.criteria._scores import Scores, join_slots, other_dims, registry
+from fastprune.criteria._scores import Scores, join_slots, registry, summed
 from fastprune.graph import ChannelGraph
 
 __all__ = ["l2"]
@@ -15,7 +15,7 @@ __all__ = ["l2"]
 def l2(model: nn.Module, graph: ChannelGraph) -> Scores:
     """√Σw² of each channel's weights, mean over its slots (out and in), divided by the group's mean."""
 
-    def norm(parameter: Tensor, dim: int, name: str) -> Tensor:
-        return torch.linalg.vector_norm(parameter.float(), 2, dim=other_dims(parameter, dim))
+    def square(parameter: Tensor, name: str, out: Tensor) -> Tensor:
+        return torch.square(parameter, out=out)
 
-    return join_slots(model, graph, norm)
+    return join_slots(model, graph, summed(square, torch.sqrt))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastprune.criteria._scores import Scores, join_slots, other_dims, registry
+from fastprune.criteria._scores import Scores, join_slots, registry, summed
 from fastprune.graph import ChannelGraph
 
 __all__ = ["lamp"]
@@ -20,10 +20,10 @@ def lamp(model: nn.Module, graph: ChannelGraph) -> Scores:
     before others; no further normalisation.
     """
 
-    def energy(parameter: Tensor, dim: int, name: str) -> Tensor:
-        return parameter.float().square().sum(other_dims(parameter, dim))
+    def square(parameter: Tensor, name: str, out: Tensor) -> Tensor:
+        return torch.square(parameter, out=out)
 
-    scores = join_slots(model, graph, energy, normalize=False)
+    scores = join_slots(model, graph, summed(square), normalize=False)
     return {name: _adaptive(values) for name, values in scores.items()}
 
 

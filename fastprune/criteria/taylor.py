@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastprune.criteria._scores import Scores, join_slots, other_dims, registry
+from fastprune.criteria._scores import Scores, join_slots, registry, summed
 from fastprune.errors import FastpruneError
 from fastprune.graph import ChannelGraph
 
@@ -51,9 +51,9 @@ def taylor(model: nn.Module, graph: ChannelGraph, *, batches: Iterable[tuple[Ten
     if not seen:
         raise FastpruneError("criterion 'taylor': got no batch of (images, labels)")
 
-    def effect(parameter: Tensor, dim: int, name: str) -> Tensor:
+    def effect(parameter: Tensor, name: str, out: Tensor) -> Tensor:
         if name not in gradients:
-            return torch.zeros(parameter.shape[dim])
-        return (parameter * gradients[name]).float().sum(other_dims(parameter, dim)).abs()
+            return out.zero_()  # frozen
+        return torch.mul(parameter, gradients[name].float(), out=out)
 
-    return join_slots(model, graph, effect)
+    return join_slots(model, graph, summed(effect, torch.abs))

@@ -240,6 +240,17 @@ class ChannelGraph:
         """MACs, params, channels, size of the network, or of the network that ``plan`` (or widths) would leave."""
         return self.cost_model.one(self.width_vector(plan))
 
+    def evaluated(self, op: Op) -> bool:
+        """Whether the op runs in evaluation mode; auxiliary heads do not."""
+        counted = self._facts.counted
+        return counted is None or all(v.name in counted for v in op.inputs if v.source == "parameter")
+
+    def count(self, plan: PruningPlan | None = None, counting: str = "macs") -> Cost:
+        """As :meth:`cost`, MACs counted by a published rule: ``macs``, ``thop`` or ``ptflops``."""
+        from fastprune.graph.counting import count
+
+        return count(self, plan, counting)
+
     def costs(self, widths: NDArray[np.int64]) -> Costs:
         """Costs of many candidates at once.
 

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from fastprune.errors import GraphError, PlanError
+from fastprune.graph.counting import pruned_shape
 from fastprune.graph.groups import ChannelGraph
 from fastprune.graph.plan import PruningPlan
 from fastprune.graph.trace import trace_program
@@ -190,8 +191,8 @@ def _verify(small: nn.Module, graph: ChannelGraph, stays: NDArray[np.bool_], sel
         raise PlanError(f"the pruned network runs {len(after)} ops, the unpruned one {len(before)}; {hint}")
     for old, new in zip(before, after, strict=True):
         for made, got in zip(old.outputs, new.outputs, strict=True):
-            expected = _predicted(made.shape, graph.maps[made.id], stays)
-            if expected is not None and got.shape != expected:
+            expected = pruned_shape(made.shape, graph.maps[made.id], stays)
+            if got.shape != expected:
                 raise PlanError(
                     f"op {old.index} ({old.name}): expected shape {list(expected)} after pruning, "
                     f"got {list(got.shape)}; {hint}"
@@ -200,22 +201,6 @@ def _verify(small: nn.Module, graph: ChannelGraph, stays: NDArray[np.bool_], sel
 
 def _new_select(inputs: list[Any]) -> bool:
     return any(value.name.endswith(".select.index") for value in inputs)
-
-
-def _predicted(
-    shape: tuple[int, ...], channels: NDArray[np.int64] | None, stays: NDArray[np.bool_]
-) -> tuple[int, ...] | None:
-    """The shape after pruning, or None where the trace cannot tell."""
-    if channels is None or channels.size == 1:
-        return shape
-    kept = stays[channels]
-    if kept.all():
-        return shape
-    sizes = list(shape)
-    for axis, size in enumerate(channels.shape):
-        if size > 1:
-            sizes[axis] = int(kept.any(axis=tuple(i for i in range(kept.ndim) if i != axis)).sum())
-    return tuple(sizes)
 
 
 def _move_optimizer(
