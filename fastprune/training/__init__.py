@@ -1,0 +1,25 @@
+"""Training, evaluation and what belongs to them: schedules, checkpoints, progress."""
+
+from __future__ import annotations
+
+from fastprune.training.evaluate import evaluate
+from fastprune.training.metrics import Metrics
+from fastprune.training.options import DistillOptions, EarlyStopOptions, TrainingOptions
+from fastprune.training.progress import Progress, choose_progress
+from fastprune.training.recalibrate import recalibrate_batch_norm
+from fastprune.training.result import EpochRecord, FitResult
+from fastprune.training.trainer import fit
+
+__all__ = [
+    "DistillOptions",
+    "EarlyStopOptions",
+    "EpochRecord",
+    "FitResult",
+    "Metrics",
+    "Progress",
+    "TrainingOptions",
+    "choose_progress",
+    "evaluate",
+    "fit",
+    "recalibrate_batch_norm",
+]

@@ -1,0 +1,277 @@
+"""The state of a training under way: what a checkpoint holds, and what an epoch ends with."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastprune.data import InputPipeline, Splits
+from fastprune.files import digest_of
+from fastprune.training._guard import LossGuard, check_weights
+from fastprune.training._step import TrainingStep
+from fastprune.training._store import State, Store
+from fastprune.training.evaluate import evaluate
+from fastprune.training.metrics import Metrics, Totals
+from fastprune.training.options import TrainingOptions
+from fastprune.training.recalibrate import recalibrate_batch_norm
+from fastprune.training.result import EpochRecord, FitResult, best_epoch, stalled
+from fastprune.training.schedule import learning_rate
+
+__all__ = ["Run", "identity_of"]
+
+
+class Run:
+    """Where a training is.
+
+    Attributes:
+        epoch: the epoch under way, from 0 on.
+        batch: batches of it that are done.
+        history: the epochs that are done.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        step: TrainingStep,
+        options: TrainingOptions,
+        splits: Splits,
+        store: Store,
+        device: torch.device,
+        name: str,
+    ) -> None:
+        self._model, self._step, self._options, self._splits = model, step, options, splits
+        self._store, self._device, self._name = store, device, name
+        self._guard = LossGuard(device, name)
+        self._totals = Totals(device)
+        self._best: dict[str, torch.Tensor] | None = None
+        self._seconds = 0.0
+        self._begun = time.perf_counter()
+        self._kept = "no checkpoint was written yet"
+        self.epoch = self.batch = 0
+        self.history: list[EpochRecord] = []
+
+    @property
+    def total_batches(self) -> int:
+        return self._options.epochs * self._splits.train.batches
+
+    @property
+    def done_batches(self) -> int:
+        return self.epoch * self._splits.train.batches + self.batch
+
+    def over(self) -> bool:
+        """Whether all epochs are done, or early stopping ends them."""
+        return self.epoch >= self._options.epochs or stalled(
+            self.history, self._options.early_stop
+        )
+
+    def learning_rate(self) -> float:
+        """The learning rate of the step under way."""
+        return self._rate_at(self.batch)
+
+    def share(self) -> float:
+        """The next batch's share of the images of its step."""
+        pipeline, accumulate = self._splits.train, self._options.accumulate
+        first = self.batch - self.batch % accumulate
+        images = _images_between(pipeline, first, first + accumulate)
+        return _images_between(pipeline, self.batch, self.batch + 1) / images
+
+    def step_complete(self) -> bool:
+        """Whether the last batch noted was its step's last."""
+        return (
+            self.batch % self._options.accumulate == 0 or self.batch == self._splits.train.batches
+        )
+
+    def note(
+        self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, rate: float
+    ) -> dict[str, float]:
+        """Counts a batch; gives the figures to show, where they are known without waiting.
+
+        Raises:
+            TrainingError: a loss was not finite.
+        """
+        seen = self._guard.watch(loss, self.epoch, self.batch, rate, self._kept)
+        self._totals.add(logits, labels, loss)
+        self.batch += 1
+        return {} if seen is None else {"epoch": self.epoch + 1, "loss": seen}
+
+    def close_epoch(self) -> dict[str, float]:
+        """Reads the epoch's figures, validates, and turns to the next; gives figures to show."""
+        self._guard.check(self._kept)
+        train = self._totals.read()
+        seconds = self._elapsed()
+        validation = self._validate()
+        record = EpochRecord(
+            epoch=self.epoch + 1,
+            train_loss=train.loss,
+            train_top1=train.top1,
+            validation_loss=validation.loss if validation else None,
+            validation_top1=validation.top1 if validation else None,
+            validation_top5=validation.top5 if validation else None,
+            learning_rate=self._rate_at(self.batch - 1),
+            seconds=round(seconds, 3),
+            images_per_second=round(train.images / seconds, 1),
+        )
+        self.history.append(record)
+        self._store.append_metrics(asdict(record))
+        if self._options.keep == "best" and best_epoch(self.history) == record.epoch:
+            self._best = {k: t.clone() for k, t in self._model.state_dict().items()}
+        self.epoch, self.batch = self.epoch + 1, 0
+        self._totals = Totals(self._device)
+        self._seconds, self._begun = 0.0, time.perf_counter()
+        self.checkpoint_if_due()
+        shown = {"top1": train.top1}
+        return {**shown, "validation_top1": validation.top1} if validation else shown
+
+    def checkpoint_if_due(self) -> None:
+        """Writes a checkpoint where it is time.
+
+        Raises:
+            TrainingError: losses or weights are not finite; nothing was written.
+        """
+        if not self._store.due():
+            return
+        self._guard.check(self._kept)
+        check_weights(self._model, self._name, self._kept)
+        self._seconds, self._begun = self._elapsed(), time.perf_counter()
+        self._store.save(self._state())
+        self._kept = (
+            f"the checkpoint of epoch {self.epoch + 1} after {self.batch} batches is kept in "
+            f"{self._store.directory}"
+        )
+
+    def resume(self) -> None:
+        """Goes on from the newest checkpoint, where there is one."""
+        state = self._store.newest(self._device)
+        if state is not None:
+            self._step.load_state_dict(state["step"])
+            self._totals.load_state_dict(state["totals"])
+            self._best = state["best"]
+            self._seconds = state["seconds"]
+            self.epoch, self.batch = state["epoch"], state["batch"]
+            self.history = [EpochRecord(**record) for record in state["history"]]
+            torch.set_rng_state(state["rng"].cpu())
+            if state["cuda_rng"] is not None:
+                torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self._device)
+            self._kept = f"the checkpoint in {self._store.directory} is kept"
+        self._begun = time.perf_counter()
+        self._store.rewrite_metrics([asdict(record) for record in self.history])
+
+    def finish(self) -> FitResult:
+        """Puts the weights to keep into the network and stores the result."""
+        kept = len(self.history)
+        if self._options.keep == "best" and self._best is not None:
+            kept = best_epoch(self.history)
+            self._model.load_state_dict(self._best)
+        recalibrate_batch_norm(
+            self._model, self._splits.train, self._options.recalibrate_batches, self._device
+        )
+        check_weights(self._model, self._name, self._kept)
+        if self._options.recalibrate_batches:
+            validation = self._validate()
+        else:
+            validation = _metrics_of(self.history[kept - 1], self._splits.validation)
+        self._model.to(memory_format=torch.contiguous_format)
+        result = {
+            "model": self._model.state_dict(),
+            "kept_epoch": kept,
+            "stopped_early": len(self.history) < self._options.epochs,
+            "validation": validation.to_dict() if validation else None,
+            "history": [asdict(record) for record in self.history],
+        }
+        self._store.finish(result)
+        return _fit_result(result)
+
+    def restore_result(self, result: State) -> FitResult:
+        """What `finish` stored."""
+        self._model.load_state_dict(result["model"])
+        self._model.to(memory_format=torch.contiguous_format)
+        return _fit_result(result)
+
+    def _rate_at(self, batch: int) -> float:
+        accumulate = self._options.accumulate
+        steps = -(-self._splits.train.batches // accumulate)
+        return learning_rate(self._options, self.epoch * steps + batch // accumulate, steps)
+
+    def _validate(self) -> Metrics | None:
+        if self._splits.validation is None:
+            return None
+        return evaluate(
+            self._model,
+            self._splits.validation,
+            device=self._device,
+            precision=self._options.precision,
+            channels_last=self._options.channels_last,
+            name=f"{self._name}, validation",
+        )
+
+    def _elapsed(self) -> float:
+        """Seconds of training of this epoch so far, those before an interruption too."""
+        return self._seconds + time.perf_counter() - self._begun
+
+    def _state(self) -> State:
+        cuda = self._device.type == "cuda"
+        return {
+            "step": self._step.state_dict(),
+            "totals": self._totals.state_dict(),
+            "best": self._best,
+            "seconds": self._seconds,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "history": [asdict(record) for record in self.history],
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self._device) if cuda else None,
+        }
+
+
+def identity_of(
+    model: nn.Module, splits: Splits, options: TrainingOptions, seed: int, taught: bool
+) -> str:
+    """A digest of what a training follows from, but for the numbers in tensors."""
+    train, validation = splits.train, splits.validation
+    facts: dict[str, Any] = {
+        "options": options.model_dump(mode="json", exclude={"checkpoint_every"}),
+        "seed": seed,
+        "taught": taught,
+        "train": [train.images, train.batch_size],
+        "validation": validation.images if validation else 0,
+        "normalization": [splits.info.mean, splits.info.std],
+        "tensors": {name: list(t.shape) for name, t in model.state_dict().items()},
+    }
+    return digest_of(facts)
+
+
+def _images_between(pipeline: InputPipeline, first: int, end: int) -> int:
+    size = pipeline.batch_size
+    return min(end * size, pipeline.images) - first * size
+
+
+def _metrics_of(record: EpochRecord, pipeline: InputPipeline | None) -> Metrics | None:
+    if (
+        pipeline is None
+        or record.validation_top1 is None
+        or record.validation_top5 is None
+        or record.validation_loss is None
+    ):
+        return None
+    return Metrics(
+        top1=record.validation_top1,
+        top5=record.validation_top5,
+        loss=record.validation_loss,
+        images=pipeline.images,
+    )
+
+
+def _fit_result(result: State) -> FitResult:
+    history = tuple(EpochRecord(**record) for record in result["history"])
+    validation = result["validation"]
+    return FitResult(
+        epochs=len(history),
+        kept_epoch=result["kept_epoch"],
+        stopped_early=result["stopped_early"],
+        validation=Metrics(**validation) if validation else None,
+        history=history,
+    )

@@ -1,0 +1,108 @@
+"""What training keeps in its directory: checkpoints, ``metrics.jsonl`` and the result."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastprune.errors import CheckpointError
+from fastprune.files import write_atomically
+from fastprune.training import checkpoint
+from fastprune.training.progress import Progress
+
+__all__ = ["State", "Store"]
+
+METRICS = "metrics.jsonl"
+RESULT = "result.pt"
+
+State = dict[str, Any]
+
+
+class Store:
+    """The files of one training; without a directory it keeps nothing.
+
+    Args:
+        directory: made if it is not there.
+        identity: what the training follows from; files of another identity are refused.
+        every: seconds between checkpoints.
+        progress: told of broken files.
+        name: of the training, for messages.
+    """
+
+    def __init__(
+        self,
+        directory: Path | None,
+        identity: str,
+        every: float,
+        progress: Progress,
+        name: str,
+    ) -> None:
+        self.directory = directory
+        self._identity = identity
+        self._every = every
+        self._progress = progress
+        self._name = name
+        self._saved = time.monotonic()
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+
+    def result(self, device: torch.device) -> State | None:
+        """The stored result, if the training is done."""
+        if self.directory is None or not (self.directory / RESULT).exists():
+            return None
+        try:
+            state = checkpoint.read(self.directory / RESULT, device)
+        except CheckpointError as error:
+            self._warn(f"{error}; going on from the last checkpoint")
+            return None
+        return self._own(state)
+
+    def newest(self, device: torch.device) -> State | None:
+        """The newest whole checkpoint."""
+        if self.directory is None:
+            return None
+        state = checkpoint.load_newest(self.directory, device, self._warn)
+        return None if state is None else self._own(state)
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return self.directory is not None and time.monotonic() - self._saved >= self._every
+
+    def save(self, state: State) -> None:
+        """Writes a checkpoint."""
+        if self.directory is not None:
+            checkpoint.save_rotating(self.directory, {"identity": self._identity, **state})
+            self._saved = time.monotonic()
+
+    def finish(self, state: State) -> None:
+        """Writes the result."""
+        if self.directory is not None:
+            checkpoint.write(self.directory / RESULT, {"identity": self._identity, **state})
+
+    def rewrite_metrics(self, records: Sequence[dict[str, Any]]) -> None:
+        """Makes ``metrics.jsonl`` hold these epochs and no others."""
+        if self.directory is not None:
+            lines = "".join(json.dumps(record) + "\n" for record in records)
+            write_atomically(self.directory / METRICS, lines.encode())
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Adds an epoch to ``metrics.jsonl``."""
+        if self.directory is not None:
+            with (self.directory / METRICS).open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+
+    def _warn(self, message: str) -> None:
+        self._progress.note(f"{self._name}: {message}")
+
+    def _own(self, state: State) -> State:
+        if state.get("identity") != self._identity:
+            raise CheckpointError(
+                f"{self.directory}: holds a training of other options, data or network; "
+                "remove it or train in another folder"
+            )
+        return state

@@ -1,0 +1,107 @@
+"""Checkpoints that are whole or recognised as broken: ``last.pt`` and, before it, ``previous.pt``.
+
+A file is what ``torch.save`` writes, and ``torch.load(..., weights_only=True)`` reads it; the
+SHA-256 of its bytes stands in the comment that ends every zip archive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastprune.errors import CheckpointError
+from fastprune.files import write_atomically
+
+__all__ = ["load_newest", "read", "save_rotating", "write"]
+
+LAST = "last.pt"
+PREVIOUS = "previous.pt"
+
+State = dict[str, Any]
+
+_MARK = b"sha256:"
+_COMMENT = len(_MARK) + 64
+_NO_COMMENT = b"\x00\x00"
+"""An archive's last two bytes: the length of the comment that would follow."""
+
+
+def write(path: Path, state: State) -> None:
+    """Puts ``state``, tensors and plain data, at ``path`` atomically."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    if not content.endswith(_NO_COMMENT):
+        raise ValueError("torch.save wrote something that is not a zip archive without comment")
+    mark = _MARK + hashlib.sha256(content).hexdigest().encode()
+    # Joined in the file rather than in memory: networks may be large.
+    write_atomically(path, lambda file: _join(file, content, mark))
+
+
+def _join(file: Path, content: bytes, mark: bytes) -> None:
+    with file.open("wb") as stream:
+        stream.write(memoryview(content)[: -len(_NO_COMMENT)])
+        stream.write(len(mark).to_bytes(2, "little"))
+        stream.write(mark)
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> State:
+    """The state at ``path``, its tensors on ``device``.
+
+    Raises:
+        CheckpointError: the file is not whole, or not one of these.
+    """
+    try:
+        stored = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    view = memoryview(stored)
+    mark = stored[-_COMMENT:]
+    if len(stored) < _COMMENT + len(_NO_COMMENT) or not mark.startswith(_MARK):
+        raise CheckpointError(f"{path}: cut off, or not a checkpoint of fastprune")
+    digest = hashlib.sha256(view[: -_COMMENT - len(_NO_COMMENT)])
+    digest.update(_NO_COMMENT)
+    if digest.hexdigest().encode() != mark[len(_MARK) :]:
+        raise CheckpointError(f"{path}: damaged, its checksum does not match")
+    try:
+        state = torch.load(io.BytesIO(stored), map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path}: written by another version: {reason}") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: not a checkpoint of fastprune")
+    return state
+
+
+def save_rotating(directory: Path, state: State) -> None:
+    """Writes ``last.pt``; the one before stays as ``previous.pt``."""
+    last = directory / LAST
+    if last.exists():
+        os.replace(last, directory / PREVIOUS)
+    write(last, state)
+
+
+def load_newest(
+    directory: Path, device: torch.device | str, warn: Callable[[str], None]
+) -> State | None:
+    """The newest whole checkpoint of a folder, or None where there is none.
+
+    A broken one is told of and removed, so that it never takes the place of a whole one.
+    """
+    for name in (LAST, PREVIOUS):
+        path = directory / name
+        if not path.exists():
+            continue
+        try:
+            return read(path, device)
+        except CheckpointError as error:
+            before = name == LAST and (directory / PREVIOUS).exists()
+            warn(f"{error}; going on from {PREVIOUS if before else 'the beginning'}")
+            path.unlink()
+    return None

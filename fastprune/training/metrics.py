@@ -1,0 +1,84 @@
+"""Accuracy and loss, added up on the device and read once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+__all__ = ["Metrics", "Totals"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """How well a network does on some images.
+
+    Attributes:
+        top1: percent of images whose highest logit is the right class.
+        top5: percent of images with the right class among the five highest logits (among all of
+            them where there are fewer classes).
+        loss: mean cross entropy.
+        images: how many images.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers by name."""
+        return asdict(self)
+
+
+class Totals:
+    """Sums over batches; adding waits for nothing, reading waits for the device.
+
+    Sums are int64 and float64, so that they do not depend on how many images there are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._counts = torch.zeros(2, dtype=torch.int64, device=device)
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.images = 0
+
+    def add(self, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            logits: ``[N, classes]``.
+            labels: ``[N]``.
+            loss: mean of the batch.
+        """
+        best = logits.detach().topk(min(5, logits.shape[1]), dim=1).indices
+        right = best == labels[:, None]
+        self._counts += torch.stack((right[:, 0].sum(), right.sum()))
+        self._loss += loss.detach().double() * len(labels)
+        self.images += len(labels)
+
+    def read(self) -> Metrics:
+        """The means so far.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        if not self.images:
+            raise ValueError("no images were added")
+        top1, top5 = self._counts.tolist()
+        return Metrics(
+            top1=100 * top1 / self.images,
+            top5=100 * top5 / self.images,
+            loss=self._loss.item() / self.images,
+            images=self.images,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What ``load_state_dict`` needs to go on."""
+        return {"counts": self._counts.clone(), "loss": self._loss.clone(), "images": self.images}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state."""
+        self._counts.copy_(state["counts"])
+        self._loss.copy_(state["loss"])
+        self.images = state["images"]

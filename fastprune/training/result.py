@@ -1,0 +1,79 @@
+"""What training leaves: a record of each epoch, and the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastprune.training.metrics import Metrics
+from fastprune.training.options import EarlyStopOptions
+
+__all__ = ["EpochRecord", "FitResult", "best_epoch", "stalled"]
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """One line of ``metrics.jsonl``.
+
+    Attributes:
+        epoch: from 1 on.
+        train_loss: mean over the epoch, of the loss that is trained on.
+        train_top1: percent, of augmented images while the weights changed.
+        validation_loss: mean cross entropy; None without validation images, as the next two.
+        validation_top1: percent.
+        validation_top5: percent.
+        learning_rate: of the epoch's last step.
+        seconds: of training, without validation.
+        images_per_second: trained on.
+    """
+
+    epoch: int
+    train_loss: float
+    train_top1: float
+    validation_loss: float | None
+    validation_top1: float | None
+    validation_top5: float | None
+    learning_rate: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """What training gave.
+
+    Attributes:
+        epochs: how many were trained.
+        kept_epoch: the one whose weights the network has, from 1 on.
+        stopped_early: whether early stopping ended it.
+        validation: how well these weights do; None without validation images.
+        history: all epochs.
+    """
+
+    epochs: int
+    kept_epoch: int
+    stopped_early: bool
+    validation: Metrics | None
+    history: tuple[EpochRecord, ...]
+
+
+def best_epoch(history: Sequence[EpochRecord]) -> int:
+    """The epoch, from 1 on, of the best validation top1; the first of equals."""
+    return max(history, key=lambda record: (record.validation_top1 or 0.0, -record.epoch)).epoch
+
+
+def stalled(history: Sequence[EpochRecord], options: EarlyStopOptions | None) -> bool:
+    """Whether validation has got no better for as many epochs as ``patience`` allows."""
+    if options is None:
+        return False
+    best, since = float("-inf"), 0
+    for record in history:
+        if options.metric == "top1":
+            value = record.validation_top1
+        else:
+            value = None if record.validation_loss is None else -record.validation_loss
+        if value is not None and value > best + options.min_delta:
+            best, since = value, 0
+        else:
+            since += 1
+    return since >= options.patience

@@ -1,0 +1,120 @@
+"""Training a network, in one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastprune.data import Splits
+from fastprune.errors import TrainingError
+from fastprune.training._device import kept_modes, precision_of
+from fastprune.training._run import Run, identity_of
+from fastprune.training._step import AfterBackward, AfterStep, TrainingStep
+from fastprune.training._store import Store
+from fastprune.training.options import TrainingOptions
+from fastprune.training.progress import Progress, SilentProgress
+from fastprune.training.result import FitResult
+
+__all__ = ["fit"]
+
+
+def fit(
+    model: nn.Module,
+    splits: Splits,
+    options: TrainingOptions,
+    *,
+    directory: Path | None = None,
+    seed: int,
+    device: torch.device | str,
+    teacher: nn.Module | None = None,
+    after_backward: AfterBackward | None = None,
+    after_step: AfterStep | None = None,
+    progress: Progress | None = None,
+    name: str = "finetune",
+) -> FitResult:
+    """Trains ``model`` in place and leaves it with the weights that ``options.keep`` says.
+
+    Stopped at any moment and called again with the same arguments and directory, it goes on where
+    it was, and on a CPU ends in the same bytes; where it had ended, it gives the stored result at
+    once. ``seed`` is put into torch's global generators, since dropout draws from them; on return
+    they are as they were before.
+
+    Args:
+        model: any network from images to logits ``[N, classes]``; moved to ``device``.
+        splits: the data; test images are not looked at.
+        options: the recipe.
+        directory: for checkpoints, ``metrics.jsonl`` and the result; None keeps nothing.
+        seed: of dropout and the like. Order and augmentation follow the seed of ``splits``.
+        device: where to compute.
+        teacher: the unpruned network, for ``options.distill``; left as it is.
+        after_backward: called once a step, after unscaling, before clipping: for subgradients.
+        after_step: called once a step with the learning rate: for proximal steps.
+        progress: shows how far it is.
+        name: of the work, in messages.
+
+    Raises:
+        TrainingError: the recipe cannot be followed here, or the loss is no longer finite.
+        CheckpointError: the directory holds another training.
+        DataError: an image cannot be read.
+    """
+    device, progress = torch.device(device), progress or SilentProgress()
+    _check(model, splits, options, device, teacher, name)
+    identity = identity_of(model, splits, options, seed, teacher is not None)
+    store = Store(directory, identity, options.checkpoint_every, progress, name)
+    with _seeded(seed, device), kept_modes(model):
+        hooks = (after_backward, after_step)
+        step = TrainingStep(model, options, device, teacher, hooks, name)
+        run = Run(model, step, options, splits, store, device, name)
+        if (stored := store.result(device)) is not None:
+            return run.restore_result(stored)
+        run.resume()
+        with progress.start(name, run.total_batches, "batches", done=run.done_batches) as task:
+            while not run.over():
+                model.train()
+                for batch in splits.train.epoch(run.epoch, run.batch):
+                    rate = run.learning_rate()
+                    loss, logits, labels = step.backward(batch, run.share())
+                    figures = run.note(loss, logits, labels, rate)
+                    if run.step_complete():
+                        step.update(rate)
+                        run.checkpoint_if_due()
+                    task.advance(1, **figures)
+                task.advance(0, **run.close_epoch())
+        return run.finish()
+
+
+def _check(
+    model: nn.Module,
+    splits: Splits,
+    options: TrainingOptions,
+    device: torch.device,
+    teacher: nn.Module | None,
+    name: str,
+) -> None:
+    """Refuses what could only fail after minutes of work."""
+    precision_of(options.precision, device)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise TrainingError(f"{name}: the network has no weights to train")
+    if not splits.train.batches:
+        raise TrainingError(f"{name}: there are no training images")
+    if options.distill is not None and teacher is None:
+        raise TrainingError(f"{name}.distill: needs the unpruned network to learn from")
+    if splits.validation is None:
+        for field, wants in (("early_stop", options.early_stop), ("keep", options.keep == "best")):
+            if wants:
+                raise TrainingError(
+                    f"{name}.{field}: looks at validation images, but data.validation is 0; "
+                    "set it above 0"
+                )
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's global generators at ``seed`` inside, and afterwards as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
