@@ -264,7 +264,10 @@ def evaluate(
     normalization: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME|JSON", help='cifar10, imagenet, none … or {"mean": […], "std": […]}.'
+            metavar="NAME|JSON",
+            help='dataset, imagenet, none or {"mean": […], "std": […]}; by default what is saved '
+            "with the weights or usual for them.",
+
         ),
     ] = None,
     num_classes: Classes = None,

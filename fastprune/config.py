@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import (
@@ -17,13 +17,12 @@ from pydantic import (
     Field,
     SerializeAsAny,
     ValidationError,
-    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
 
 from fastprune import methods
-from fastprune.data import DataOptions
+from fastprune.data import DataOptions, Normalization
 from fastprune.errors import ConfigError, nearest
 from fastprune.methods import MethodOptions, PruneOptions
 from fastprune.training import TrainingOptions
@@ -31,42 +30,39 @@ from fastprune.training import TrainingOptions
 __all__ = [
     "LatencyOptions",
     "ModelOptions",
-    "Normalization",
     "RunConfig",
+    "checked",
     "json_schema",
     "load_config",
     "make_config",
+    "overlaid",
     "parse_overrides",
     "to_yaml",
 ]
+
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Normalization(_Options):
-    """What a network expects its images to be shifted and scaled by, on the [0, 1] scale."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @field_validator("std")
-    @classmethod
-    def _positive(cls, given: tuple[float, ...]) -> tuple[float, ...]:
-        if any(value <= 0 for value in given):
-            raise ValueError("expected positive numbers")
-        return given
-
-
 class ModelOptions(_Options):
     """Which network, and with which weights."""
 
     name: str = Field(min_length=1)
-    weights: str | None = None
-    num_classes: int | None = Field(default=None, ge=1)
+    weights: str | None = Field(
+        default=None, description="A file, or a name that the network's author published."
+    )
+    num_classes: int | None = Field(
+        default=None, ge=1, description="By default as many as the dataset has."
+    )
     options: dict[str, Any] = {}
-    normalization: Normalization | None = None
+    normalization: Normalization | None = Field(
+        default=None,
+        description="What the weights expect of their images; by default what is usual for them.",
+    )
 
 
 class LatencyOptions(_Options):
@@ -169,7 +165,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{file}: the file is empty; expected at least model, data and method")
     if not isinstance(given, dict):
         raise ConfigError(f"{file}: expected a mapping of options, got a {type(given).__name__}")
-    return make_config(_overlaid(given, parse_overrides(overrides)), source=str(file))
+    return make_config(overlaid(given, parse_overrides(overrides)), source=str(file))
 
 
 def make_config(given: Mapping[str, Any], *, source: str = "config") -> RunConfig:
@@ -178,10 +174,19 @@ def make_config(given: Mapping[str, Any], *, source: str = "config") -> RunConfi
     Raises:
         ConfigError: every wrong field, a line each.
     """
+    return checked(RunConfig, given, source=source)
+
+
+def checked(kind: type[Checked], given: Mapping[str, Any], *, source: str) -> Checked:
+    """Options of any kind from a mapping.
+
+    Raises:
+        ConfigError: every wrong field, a line each that begins with ``source``.
+    """
     try:
-        return RunConfig.model_validate(given)
+        return kind.model_validate(given)
     except ValidationError as error:
-        found = [_problem(detail, given) for detail in error.errors(include_url=False)]
+        found = [_problem(detail, kind, given) for detail in error.errors(include_url=False)]
         lines = [line for problem in found for line in problem.split("\n")]
         raise ConfigError([f"{source}: {line}" for line in dict.fromkeys(lines)]) from None
 
@@ -209,6 +214,26 @@ def parse_overrides(overrides: Iterable[str]) -> list[tuple[tuple[str, ...], Any
     return parsed
 
 
+def overlaid(
+    given: Mapping[str, Any], overrides: Iterable[tuple[tuple[str, ...], Any]]
+) -> dict[str, Any]:
+    """``given`` with every override put in its place; mappings on the way are made."""
+    result = dict(given)
+    for path, value in overrides:
+        here = result
+        for depth, key in enumerate(path[:-1]):
+            inner = here.get(key)
+            if isinstance(inner, str) and path[:1] == ("method",) and depth == 0:
+                inner = {"name": inner}
+            if inner is not None and not isinstance(inner, dict):
+                stem = ".".join(path[: depth + 1])
+                raise ConfigError(f"{'.'.join(path)}: {stem} is {inner!r}, not a mapping")
+            here[key] = dict(inner or {})
+            here = here[key]
+        here[path[-1]] = value
+    return result
+
+
 def to_yaml(config: RunConfig) -> str:
     """The resolved configuration as YAML; loading it gives an equal one."""
     text: str = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True, width=99)
@@ -232,47 +257,28 @@ def json_schema() -> dict[str, Any]:
     return schema
 
 
-def _overlaid(
-    given: Mapping[str, Any], overrides: Iterable[tuple[tuple[str, ...], Any]]
-) -> dict[str, Any]:
-    """``given`` with every override put in its place; mappings on the way are made."""
-    result = dict(given)
-    for path, value in overrides:
-        here = result
-        for depth, key in enumerate(path[:-1]):
-            inner = here.get(key)
-            if isinstance(inner, str) and path[:1] == ("method",) and depth == 0:
-                inner = {"name": inner}
-            if inner is not None and not isinstance(inner, dict):
-                stem = ".".join(path[: depth + 1])
-                raise ConfigError(f"{'.'.join(path)}: {stem} is {inner!r}, not a mapping")
-            here[key] = dict(inner or {})
-            here = here[key]
-        here[path[-1]] = value
-    return result
-
-
-def _problem(detail: ErrorDetails, given: Mapping[str, Any]) -> str:
+def _problem(detail: ErrorDetails, kind: type[BaseModel], given: Mapping[str, Any]) -> str:
     """One line: where, what is wrong, what was given and what would be right."""
     where = ".".join(str(part) for part in detail["loc"]) or "config"
-    kind = detail["type"]
-    if kind == "extra_forbidden":
-        known = _fields_at(detail["loc"][:-1], given)
+    wrong = detail["type"]
+    if wrong == "extra_forbidden":
+        model = _model_at(detail["loc"][:-1], kind, given)
+        known = [] if model is None else list(model.model_fields)
         return f"{where}: unknown key{nearest(str(detail['loc'][-1]), known)}"
-    if kind == "missing":
-        return f"{where}: missing; {_expectation(detail['loc'], given)}"
+    if wrong == "missing":
+        model = _model_at(detail["loc"][:-1], kind, given)
+        return f"{where}: missing; {_expectation(model, str(detail['loc'][-1]))}"
     message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     message = message[:1].lower() + message[1:]
-    if kind == "value_error":
+    if wrong == "value_error":
         if not detail["loc"]:
             return str(detail["ctx"]["error"])
         return f"{where}: {message}"
     return f"{where}: {message}; got {detail['input']!r}"
 
 
-def _expectation(loc: tuple[int | str, ...], given: Mapping[str, Any]) -> str:
-    model = _model_at(loc[:-1], given)
-    info = model.model_fields.get(str(loc[-1])) if model is not None else None
+def _expectation(model: type[BaseModel] | None, field: str) -> str:
+    info = model.model_fields.get(field) if model is not None else None
     inner = _models_in(info.annotation) if info is not None else []
     if inner:
         required = [name for name, field in inner[0].model_fields.items() if field.is_required()]
@@ -280,16 +286,13 @@ def _expectation(loc: tuple[int | str, ...], given: Mapping[str, Any]) -> str:
     return "a value is required"
 
 
-def _fields_at(loc: tuple[int | str, ...], given: Mapping[str, Any]) -> list[str]:
-    model = _model_at(loc, given)
-    return [] if model is None else [f.alias or name for name, f in model.model_fields.items()]
-
-
-def _model_at(loc: tuple[int | str, ...], given: Mapping[str, Any]) -> type[BaseModel] | None:
+def _model_at(
+    loc: tuple[int | str, ...], kind: type[BaseModel], given: Mapping[str, Any]
+) -> type[BaseModel] | None:
     """The options model that stands at a path of the configuration."""
-    model: type[BaseModel] = RunConfig
-    for depth, part in enumerate(loc):
-        if depth == 0 and part == "method":
+    model = kind
+    for part in loc:
+        if model is RunConfig and part == "method":
             method = given["method"]
             name = method if isinstance(method, str) else method["name"]
             model = methods.registry.get(name).options

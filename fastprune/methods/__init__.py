@@ -125,6 +125,8 @@ class MethodResult:
         model: the network the plan is to be applied to; a method that trains gives back another
             than it got.
         pruned_state: weights for the pruned network that the method trained itself, where it did.
+        trained: the unpruned network as the method trained it, for the report; None where it did
+            not.
         masked: fine-tune the unpruned network with its dropped channels held at zero, and cut
             afterwards.
         finetune: training options that take the place of the run's own, where the method says
@@ -135,6 +137,7 @@ class MethodResult:
     plan: PruningPlan
     model: nn.Module
     pruned_state: dict[str, torch.Tensor] | None = None
+    trained: nn.Module | None = None
     masked: bool = False
     finetune: TrainingOptions | None = None
     notes: dict[str, Any] = field(default_factory=dict)

@@ -160,7 +160,7 @@ def _budget_of_round(
     if context.prune.budget is None:
         return None
     full, now = context.graph.cost().to_dict(), graph.cost().to_dict()
-    fractions = {}
+    fractions: dict[str, float] = {}
     for limit in Budget.parse(context.prune.budget).limits:
         if limit.metric == "latency_ms":
             raise FastpruneError(
@@ -176,7 +176,9 @@ def _finetune(
 ) -> None:
     if context.finetune is None:
         return
-    recipe = context.finetune.model_copy(update={"epochs": options.finetune_between})
+    whole, epochs = context.finetune, options.finetune_between
+    warmup = whole.warmup_epochs * epochs / whole.epochs
+    recipe = whole.model_copy(update={"epochs": epochs, "warmup_epochs": warmup})
     folder = context.directory / f"round-{number}"
     folder.mkdir(exist_ok=True)
     fit(

@@ -18,7 +18,7 @@ from typing import IO, Any
 import yaml
 
 from fastprune.config import RunConfig, make_config, to_yaml
-from fastprune.errors import ArtifactError, ConfigError
+from fastprune.errors import ConfigError
 from fastprune.files import TEMPORARY, digest_of, sha256_of, write_atomically, write_json
 
 __all__ = ["STAGES", "RunDirectory", "StageRecord", "is_run_directory", "open_directory"]
@@ -32,6 +32,7 @@ GRAPH = "graph.json"
 BASELINE = "baseline.safetensors"
 UNPRUNED = "unpruned.safetensors"
 PLAN = "plan.json"
+INHERITED = "inherited.safetensors"
 START = "finetune_start.safetensors"
 PRUNED = "pruned"
 REPORT = "report.json"
@@ -43,6 +44,7 @@ _FILES = (
     BASELINE,
     UNPRUNED,
     PLAN,
+    INHERITED,
     START,
     f"{PRUNED}.safetensors",
     f"{PRUNED}.json",
@@ -110,6 +112,11 @@ class RunDirectory:
         return self.path / PLAN
 
     @property
+    def inherited(self) -> Path:
+        """Weights of the pruned network, where the method trained it."""
+        return self.path / INHERITED
+
+    @property
     def start(self) -> Path:
         """Weights fine-tuning starts from."""
         return self.path / START
@@ -118,6 +125,11 @@ class RunDirectory:
     def pruned(self) -> Path:
         """The product, as `fastprune.load` takes it: stem of a ``.safetensors`` and ``.json``."""
         return self.path / PRUNED
+
+    @property
+    def product(self) -> tuple[Path, Path]:
+        """The two files of the product."""
+        return self.path / f"{PRUNED}.safetensors", self.path / f"{PRUNED}.json"
 
     @property
     def report(self) -> Path:
@@ -132,9 +144,7 @@ class RunDirectory:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             write_json(mark, {"inputs": inputs})
-        inner = folder / "checkpoints"
-        inner.mkdir(exist_ok=True)
-        return inner
+        return folder
 
     def finished(self, stage: str, inputs: str) -> tuple[StageRecord | None, str | None]:
         """The record of a stage if its result still stands, or why an old one does not."""
@@ -320,17 +330,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def product_of(path: Path) -> Path:
-    """Where the finished product of a run directory is.
-
-    Raises:
-        ArtifactError: the run has not got that far.
-    """
-    stem = path / PRUNED
-    if not stem.with_suffix(".json").is_file():
-        raise ArtifactError(
-            f"{path}: the run has no pruned network yet; run the same command again to go on"
-        )
-    return stem

@@ -1,0 +1,351 @@
+"""What the commands besides ``run`` compute: counts, accuracy, lists, a config from flags."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastprune import artifact, criteria, data, methods, models
+from fastprune.config import (
+    ModelOptions,
+    RunConfig,
+    checked,
+    make_config,
+    overlaid,
+    parse_overrides,
+)
+from fastprune.data import DataOptions, InputPipeline, Normalization
+from fastprune.errors import ConfigError, PlanError, nearest
+from fastprune.graph import PruningPlan
+from fastprune.run.directory import is_run_directory, saved_config
+from fastprune.run.networks import (
+    NormalizationChoice,
+    build_network,
+    check_outputs,
+    choose_normalization,
+    device_of,
+    set_threads,
+)
+from fastprune.training import choose_progress
+from fastprune.training import evaluate as measure
+
+__all__ = ["count", "evaluate", "members", "prune_config", "run_name"]
+
+_NORMALIZATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+COUNTINGS = ("macs", "thop", "ptflops")
+
+
+def count(
+    model: str,
+    *,
+    shape: str | None,
+    num_classes: int | None,
+    model_options: Sequence[str],
+    plan: Path | None,
+    channels: str | None,
+    counting: str,
+    groups: bool,
+) -> dict[str, Any]:
+    """MACs, params and channels of a network, and of the one a plan or widths would leave.
+
+    Raises:
+        FastpruneError: an unknown network, group or rule, a bad shape, a plan of another network.
+    """
+    if counting not in COUNTINGS:
+        raise ConfigError(f"--counting: unknown rule {counting!r}{nearest(counting, COUNTINGS)}")
+    if plan is not None and channels is not None:
+        raise ConfigError("--channels: --plan is given too; expected one of the two")
+    options = _model_options(model, None, num_classes, model_options)
+    network, _ = build_network(options, num_classes, seed=0)
+    size = _shape(shape) if shape else models.resolve(model).input_shape
+    if size is None:
+        raise ConfigError(f"--input: {model} has no usual input; expected a shape such as 3x32x32")
+    wanted = _read_plan(plan) if plan else None
+    widths = _read_widths(channels) if channels else {}
+    names = widths if wanted is None else wanted.keep
+    graph = artifact.trace_for(network, torch.zeros(1, *size), names)
+    if widths:
+        graph.width_vector(widths)
+        # Which channels stay does not matter for what is counted, only how many.
+        wanted = PruningPlan({name: tuple(range(width)) for name, width in widths.items()})
+    found: dict[str, Any] = {
+        "model": models.resolve(model).name,
+        "input": list(size),
+        "counting": counting,
+        **graph.count(None, counting).to_dict(),
+    }
+    if wanted is not None:
+        found["pruned"] = graph.count(wanted, counting).to_dict()
+    if groups:
+        found["groups"] = [
+            {"name": group.name, "channels": group.channels, "kind": group.kind}
+            for group in graph.groups
+        ]
+        found["unprunable"] = [
+            {"name": row.name, "channels": row.channels, "reason": row.reason}
+            for row in graph.unprunable
+        ]
+    return found
+
+
+def evaluate(
+    model: str,
+    *,
+    weights: str | None,
+    data: str | None,
+    root: str | None,
+    data_options: Sequence[str],
+    split: str,
+    normalization: str | None,
+    num_classes: int | None,
+    model_options: Sequence[str],
+    seed: int,
+    device: str,
+    threads: int | None,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Accuracy in percent, loss and number of images.
+
+    Raises:
+        FastpruneError: an unknown name, missing weights or data, a normalisation that is none.
+    """
+    if split not in ("test", "validation", "train"):
+        raise ConfigError(f"--split: expected test, validation or train, got {split!r}")
+    where = device_of(device)
+    set_threads(threads)
+    given = _data_options(model, data, root, data_options, normalization)
+    if _is_saved(model):
+        if weights is not None or num_classes is not None or model_options:
+            raise ConfigError(f"{model}: is a saved network and has its own weights and options")
+        stem, description = artifact.describe(model)
+        saved = description["normalization"]
+        options = ModelOptions(name=description["architecture"] or str(stem))
+        choice = choose_normalization(
+            options, given, saved=None if saved is None else Normalization.model_validate(saved)
+        )
+        network = artifact.load(model, device=where)
+        message = None
+    else:
+        if weights is None:
+            raise ConfigError(f"--weights: expected the weights of {model}, a file or a name")
+        options = _model_options(model, weights, num_classes, model_options)
+        choice = choose_normalization(options, given)
+    if normalization == "dataset":
+        choice = NormalizationChoice(None, "dataset")
+    if choice.normalization is not None:
+        given = given.model_copy(update={"normalization": choice.normalization})
+    pipeline, info = _pipeline(given, split, seed)
+    progress = choose_progress(quiet=quiet)
+    if not _is_saved(model):
+        network, message = build_network(
+            options, num_classes or info.num_classes, seed=seed, weights=weights
+        )
+    network.to(where)
+    graph = artifact.trace_for(network, torch.zeros(1, *info.input_shape, device=where), ())
+    check_outputs(graph, info.num_classes, model)
+    try:
+        metrics = measure(network, pipeline, device=where, progress=progress, name=split)
+    finally:
+        pipeline.close()
+    return {
+        "top1": round(metrics.top1, 4),
+        "top5": round(metrics.top5, 4),
+        "loss": round(metrics.loss, 6),
+        "images": metrics.images,
+        "model": model,
+        "dataset": given.name,
+        "split": split,
+        "normalization": {
+            "mean": list(info.mean),
+            "std": list(info.std),
+            "source": choice.source,
+        },
+        "weights": message,
+    }
+
+
+def prune_config(
+    model: str,
+    *,
+    weights: str | None,
+    num_classes: int | None,
+    model_options: Sequence[str],
+    criterion: str,
+    iterations: int,
+    budget: Mapping[str, float],
+    round_to: int,
+    ranking: str,
+    keep: Sequence[str],
+    data: str,
+    root: str | None,
+    epochs: int,
+    baseline_epochs: int,
+    seed: int,
+    device: str,
+    threads: int | None,
+) -> RunConfig:
+    """The configuration of a one-shot run that the flags of ``fastprune prune`` stand for.
+
+    Raises:
+        ConfigError: every wrong flag, a line each.
+    """
+    given: dict[str, Any] = {
+        "model": {
+            "name": model,
+            "weights": weights,
+            "num_classes": num_classes,
+            "options": _options(model_options),
+        },
+        "data": {"name": data} | ({"root": root} if root else {}),
+        "method": {"name": "one_shot", "criterion": criterion, "iterations": iterations},
+        "prune": {
+            "budget": dict(budget) or None,
+            "round_to": round_to,
+            "ranking": ranking,
+            "keep": list(keep),
+        },
+        "seed": seed,
+        "device": device,
+        "threads": threads,
+    }
+    if baseline_epochs:
+        given["baseline"] = {"epochs": baseline_epochs, "lr": 0.1}
+    if epochs:
+        given["finetune"] = {"epochs": epochs, "lr": 0.01, "schedule": "cosine"}
+    return make_config(given, source="prune")
+
+
+def run_name(model: str) -> str:
+    """A folder name for a network: letters, digits, dots, dashes and underscores."""
+    return re.sub(r"[^\w.-]+", "-", model).strip("-.")
+
+
+def members(kind: str | None) -> dict[str, list[dict[str, str]]]:
+    """Names and summaries of networks, datasets, criteria and methods, or of one of these kinds.
+
+    Raises:
+        ConfigError: no such kind.
+    """
+    kinds = ("models", "datasets", "criteria", "methods")
+    if kind is not None and kind not in kinds:
+        raise ConfigError(f"list: unknown kind {kind!r}{nearest(kind, kinds)}")
+    found: dict[str, list[dict[str, str]]] = {}
+    registries: dict[str, Any] = {
+        "datasets": data.registry,
+        "criteria": criteria.registry,
+        "methods": methods.registry,
+    }
+    for wanted in kinds if kind is None else (kind,):
+        if wanted == "models":
+            networks = models.list_networks(torchvision=kind == "models")
+            found[wanted] = [{"name": n.name, "summary": n.summary} for n in networks]
+            continue
+        entries = [registries[wanted].get(name) for name in registries[wanted].names()]
+        found[wanted] = [{"name": e.name, "summary": e.summary} for e in entries]
+    return found
+
+
+def _read_plan(path: Path) -> PruningPlan:
+    try:
+        return PruningPlan.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise PlanError(f"--plan {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise PlanError(f"--plan {path}: not valid JSON: {error}") from None
+
+
+def _read_widths(text: str) -> dict[str, int]:
+    try:
+        widths = json.loads(text)
+    except ValueError as error:
+        raise PlanError(f"--channels: not valid JSON: {error}") from None
+    if not isinstance(widths, dict) or not widths:
+        raise PlanError(f'--channels: expected {{"group": channels}}, got {text}')
+    return widths
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--input: expected channels x height x width, 3x32x32, got {text!r}")
+    channels, height, width = (int(part) for part in parts)
+    return channels, height, width
+
+
+def _options(given: Sequence[str]) -> dict[str, Any]:
+    return overlaid({}, parse_overrides(given))
+
+
+def _model_options(
+    model: str, weights: str | None, num_classes: int | None, given: Sequence[str]
+) -> ModelOptions:
+    content = {
+        "name": model,
+        "weights": weights,
+        "num_classes": num_classes,
+        "options": _options(given),
+    }
+    return checked(ModelOptions, content, source="model")
+
+
+def _is_saved(model: str) -> bool:
+    """Whether MODEL is the path of a saved network or run directory, not a network's name."""
+    path = Path(model)
+    suffixed = path.suffix in (".safetensors", ".json")
+    return path.is_dir() or suffixed or path.with_name(path.name + ".json").is_file()
+
+
+def _data_options(
+    model: str,
+    name: str | None,
+    root: str | None,
+    given: Sequence[str],
+    normalization: str | None,
+) -> DataOptions:
+    content: dict[str, Any] = {}
+    if is_run_directory(Path(model)):
+        config = saved_config(Path(model))
+        if name in (None, config.data.name):
+            content = config.data.model_dump(mode="json")
+    elif name is None:
+        known = ", ".join(data.registry.names())
+        raise ConfigError(f"--data: expected a dataset, one of {known}")
+    if name is not None:
+        content["name"] = name
+    if root is not None:
+        content["root"] = root
+    if normalization not in (None, "dataset"):
+        content["normalization"] = _normalization(normalization)
+    return checked(DataOptions, overlaid(content, parse_overrides(given)), source="data")
+
+
+def _normalization(text: str) -> Any:
+    if text in _NORMALIZATIONS:
+        mean, std = _NORMALIZATIONS[text]
+        return {"mean": mean, "std": std}
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ConfigError(
+            f'--normalization: expected dataset, imagenet, none or {{"mean": […], "std": […]}}, '
+            f"got {text!r}"
+        ) from None
+
+
+def _pipeline(options: DataOptions, split: str, seed: int) -> tuple[InputPipeline, data.DataInfo]:
+    if split == "test":
+        # The training images need not be there.
+        return data.load_test(options)
+    splits = data.load(options, seed)
+    pipeline = getattr(splits, split)
+    if pipeline is None:
+        raise ConfigError(f"--split: there is no {split} set; set data validation above 0")
+    return pipeline, splits.info

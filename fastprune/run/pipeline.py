@@ -1,0 +1,453 @@
+"""One run: baseline, plan, prune, fine-tune, report. Repeating it goes on where it stopped.
+
+Every stage reads what it needs from the files of the stages before, also within one process, so a
+run that was interrupted and one that was not compute the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastprune import artifact
+from fastprune.config import RunConfig
+from fastprune.data import DataInfo, Splits
+from fastprune.data import load as load_data
+from fastprune.errors import BudgetError, PlanError
+from fastprune.files import digest_of, sha256_of, write_json
+from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, mask_plan, trace
+from fastprune.graph.budget import reachable
+from fastprune.methods import MethodContext
+from fastprune.methods import registry as methods
+from fastprune.records import Budget
+from fastprune.run.directory import RunDirectory, StageRecord, open_directory
+from fastprune.run.networks import (
+    build_network,
+    check_outputs,
+    choose_normalization,
+    device_of,
+    set_threads,
+)
+from fastprune.run.report import build_report
+from fastprune.training import Progress, TrainingOptions, choose_progress, evaluate, fit
+
+__all__ = ["run"]
+
+_FORMAT = 1
+"""Raised when a stage computes something else from the same inputs."""
+
+_ORACLE_IMAGES = 8
+_ORACLE_ERROR = 1e-6
+
+Made = tuple[dict[str, Any], tuple[Path, ...]]
+"""Results of a stage and the files it wrote."""
+
+
+def run(
+    config: RunConfig,
+    path: Path,
+    *,
+    fresh: bool = False,
+    quiet: bool = False,
+    command: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Runs what is left of a run and gives its report.
+
+    Args:
+        config: what to run.
+        path: the run directory.
+        fresh: start anew.
+        quiet: no progress, no messages.
+        command: the command line that repeats the run, for the report.
+
+    Raises:
+        FastpruneError: what the user can mend; what was done so far is kept.
+    """
+    device = device_of(config.device)
+    set_threads(config.threads)
+    with open_directory(path, config, fresh=fresh) as directory:
+        this = _Run(config, directory, device, choose_progress(quiet=quiet))
+        try:
+            baseline = this.stage("baseline", this.baseline_inputs(), this.baseline)
+            plan = this.stage("plan", this.plan_inputs(baseline), this.plan)
+            prune = this.stage("prune", [plan.digest], this.prune)
+            finetune = this.stage("finetune", this.finetune_inputs(prune), this.finetune)
+            this.repeat = shlex.join(part for part in command if part != "--fresh")
+            inputs = [finetune.digest, config.latency.model_dump(), str(device)]
+            this.stage("report", inputs, this.report)
+        finally:
+            this.close()
+        report: dict[str, Any] = json.loads(directory.report.read_text())
+        return report
+
+
+class _Run:
+    """The stages of one run; what they have in common is made when first asked for."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        self.config = config
+        self.directory = directory
+        self.device = device
+        self.progress = progress
+        self.repeat = ""
+        self.records: dict[str, StageRecord] = {}
+        self.normalization = choose_normalization(config.model, config.data)
+
+    def say(self, line: str) -> None:
+        self.progress.note(f"fastprune: {line}")
+
+    def stage(self, name: str, inputs: Any, make: Callable[[Path], Made]) -> StageRecord:
+        """The record of a stage, made now unless it stands already."""
+        key = digest_of([name, _FORMAT, inputs])
+        record, why = self.directory.finished(name, key)
+        if record is None:
+            self.say(f"{name}: again, since {why}" if why else name)
+            torch.manual_seed(self.config.seed)
+            start = time.perf_counter()
+            results, files = make(self.directory.work(name, key))
+            seconds = time.perf_counter() - start
+            record = self.directory.finish(name, key, results, files, seconds)
+        else:
+            self.say(f"{name}: done before")
+        self.records[name] = record
+        return record
+
+    def close(self) -> None:
+        if "splits" in self.__dict__:
+            self.splits.close()
+
+    @cached_property
+    def splits(self) -> Splits:
+        data = self.config.data
+        if self.normalization.normalization is not None:
+            data = data.model_copy(update={"normalization": self.normalization.normalization})
+        return load_data(data, self.config.seed)
+
+    @property
+    def info(self) -> DataInfo:
+        return self.splits.info
+
+    @property
+    def num_classes(self) -> int:
+        return self.config.model.num_classes or self.info.num_classes
+
+    @property
+    def example(self) -> torch.Tensor:
+        return torch.zeros(1, *self.info.input_shape, device=self.device)
+
+    def fresh(self, seed: int) -> nn.Module:
+        """The network untrained, on the CPU."""
+        return build_network(self.config.model, self.num_classes, seed=seed)[0]
+
+    def network(self, file: Path) -> nn.Module:
+        """The unpruned network with the weights of a file."""
+        model = artifact.restore(self.fresh(self.config.seed), artifact.load_state(file))
+        return model.to(self.device)
+
+    def trace(self, model: nn.Module) -> ChannelGraph:
+        return trace(
+            model, self.example, keep=self.config.prune.keep, select=self.config.method.selected
+        )
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """Accuracy on the test images, in percent."""
+        metrics = evaluate(
+            model, self.splits.test, device=self.device, progress=self.progress, name="test"
+        )
+        return {"top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss}
+
+    # Baseline
+
+    def baseline_inputs(self) -> Any:
+        config = self.config
+        weights = config.model.weights
+        given = Path(weights) if weights else None
+        return {
+            "config": config.to_dict() | {"finetune": None, "latency": None},
+            "weights": sha256_of(given) if given is not None and given.is_file() else weights,
+        }
+
+    def baseline(self, work: Path) -> Made:
+        config = self.config
+        model, message = build_network(
+            config.model, self.num_classes, seed=config.seed, weights=config.model.weights
+        )
+        if message:
+            self.say(message)
+        graph = self.trace(model.to(self.device))
+        check_outputs(graph, self.info.num_classes, config.model.name)
+        self.check_budget(graph)
+        if config.baseline is not None:
+            self.train(model, config.baseline, work, "baseline")
+        artifact.save_state(self.directory.baseline, model)
+        write_json(self.directory.graph, _described(graph))
+        trained = config.baseline is not None or config.model.weights is not None
+        results = {
+            "trained": trained,
+            "metrics": self.measure(self.network(self.directory.baseline)) if trained else None,
+            "cost": graph.cost().to_dict(),
+        }
+        return results, (self.directory.baseline, self.directory.graph)
+
+    def check_budget(self, graph: ChannelGraph) -> None:
+        """Refuses a budget that cannot be met before anything is trained for it."""
+        prune = self.config.prune
+        if prune.budget is None:
+            return
+        table = reachable(
+            graph,
+            round_to=prune.round_to,
+            min_channels=prune.min_channels,
+            ratios=prune.ratios,
+        )
+        ranges = {row.metric: row for row in table}
+        shown = ", ".join(f"{r.metric} {r.lowest:,.6g} to {r.full:,.6g}" for r in table)
+        for limit in Budget.parse(prune.budget).limits:
+            row = ranges.get(limit.metric)
+            if row is not None and limit.absolute(row.full) < row.lowest:
+                raise BudgetError(
+                    f"prune.budget.{limit.metric}: {limit.value:g} cannot be reached; with the "
+                    f"floors given, {limit.metric} can be from {row.lowest:,.6g} to "
+                    f"{row.full:,.6g} ({row.lowest / row.full:.4f} to 1 of the unpruned network)"
+                )
+        self.say(f"reachable: {shown}")
+
+    def train(
+        self,
+        model: nn.Module,
+        options: TrainingOptions,
+        work: Path,
+        name: str,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        fit(
+            model,
+            self.splits,
+            options,
+            directory=work,
+            seed=self.config.seed,
+            device=self.device,
+            teacher=teacher,
+            progress=self.progress,
+            name=name,
+        )
+
+    # Plan
+
+    def plan_inputs(self, baseline: StageRecord) -> Any:
+        finetune = self.config.finetune
+        return [baseline.digest, None if finetune is None else finetune.model_dump(mode="json")]
+
+    def plan(self, work: Path) -> Made:
+        config, directory = self.config, self.directory
+        model = self.network(directory.baseline)
+        context = MethodContext(
+            model=model,
+            graph=self.trace(model),
+            example=self.example,
+            splits=self.splits,
+            prune=config.prune,
+            directory=work,
+            seed=config.seed,
+            device=self.device,
+            fresh=self.fresh,
+            finetune=config.finetune,
+            progress=self.progress,
+        )
+        found = methods.get(config.method.name).build(context, config.method)
+        write_json(directory.plan, found.plan.to_json())
+        files = [directory.plan]
+        if found.model is not model:
+            artifact.save_state(directory.unpruned, found.model)
+            files.append(directory.unpruned)
+        if found.pruned_state is not None:
+            artifact.save_state(directory.inherited, found.pruned_state)
+            files.append(directory.inherited)
+        results = {
+            "digest": found.plan.digest,
+            "own_weights": found.model is not model,
+            "own_pruned_weights": found.pruned_state is not None,
+            "masked": found.masked,
+            "finetune": None if found.finetune is None else found.finetune.model_dump(mode="json"),
+            "metrics": None
+            if found.trained is None
+            else self.measure(found.trained.to(self.device)),
+            "notes": dict(found.notes),
+        }
+        return results, tuple(files)
+
+    # Prune
+
+    def unpruned(self) -> nn.Module:
+        """The network the plan is applied to."""
+        own = self.records["plan"].results["own_weights"]
+        return self.network(self.directory.unpruned if own else self.directory.baseline)
+
+    def stored_plan(self) -> PruningPlan:
+        return PruningPlan.from_json(json.loads(self.directory.plan.read_text()))
+
+    def prune(self, work: Path) -> Made:
+        model, plan = self.unpruned(), self.stored_plan()
+        graph = self.trace(model)
+        small = apply_plan(model, graph, plan)
+        oracle = self.oracle(mask_plan(model, graph, plan), small)
+        if self.records["plan"].results["own_pruned_weights"]:
+            artifact.restore(small, artifact.load_state(self.directory.inherited))
+        artifact.save_state(self.directory.start, small)
+        cost = graph.cost(plan)
+        counted = sum(parameter.numel() for parameter in small.parameters())
+        if counted != cost.params:
+            raise PlanError(
+                f"plan: predicts {cost.params} parameters, the pruned network has {counted}"
+            )
+        results = {
+            "cost": cost.to_dict(),
+            "widths": plan.widths(),
+            "budget": _budget_lines(self.config.prune.budget, graph, plan),
+            "oracle": oracle,
+            "metrics": self.measure(small),
+        }
+        return results, (self.directory.start,)
+
+    def oracle(self, masked: nn.Module, small: nn.Module) -> dict[str, Any]:
+        """How far the pruned network is from the masked one on real images.
+
+        In float64, where a right network differs by rounding alone, and a wrong one by far more.
+
+        Raises:
+            PlanError: it is not the same function.
+        """
+        images, _ = next(iter(self.splits.test.epoch(0)))
+        images = images[:_ORACLE_IMAGES].to(self.device, torch.float64)
+        with torch.no_grad():
+            expected = masked.double().eval()(images)
+            got = copy.deepcopy(small).double().eval()(images)
+        largest = float(expected.abs().max())
+        error = float((got - expected).abs().max()) / max(largest, 1e-30)
+        if not error <= _ORACLE_ERROR:
+            raise PlanError(
+                f"plan: the pruned network differs from the masked one by {error:.2g} of the "
+                "largest output"
+            )
+        return {"images": len(images), "relative_error": float(f"{error:.1e}"), "equal": True}
+
+    # Fine-tune
+
+    def finetune_inputs(self, prune: StageRecord) -> Any:
+        return [prune.digest, self.records["plan"].digest]
+
+    def finetune(self, work: Path) -> Made:
+        config, directory = self.config, self.directory
+        plan, facts = self.stored_plan(), self.records["plan"].results
+        model = self.unpruned()
+        graph = self.trace(model)
+        small = apply_plan(model, graph, plan)
+        recipe = config.finetune
+        if facts["finetune"] is not None:
+            recipe = TrainingOptions.model_validate(facts["finetune"])
+        if recipe is None:
+            artifact.restore(small, artifact.load_state(directory.start))
+        elif facts["masked"]:
+            masked = mask_plan(model, graph, plan)
+            self.train(masked, recipe, work, "masked fine-tuning", self.teacher())
+            small = apply_plan(masked, graph, plan)
+        else:
+            artifact.restore(small, artifact.load_state(directory.start))
+            self.train(small, recipe, work, "fine-tuning", self.teacher())
+        metrics = self.measure(small)
+        artifact.save(
+            directory.pruned,
+            small,
+            plan=plan,
+            architecture=config.model.name,
+            options=config.model.options,
+            num_classes=self.num_classes,
+            input_shape=self.info.input_shape,
+            normalization=(self.info.mean, self.info.std),
+            classes=self.info.classes,
+            metrics=metrics,
+            keep=config.prune.keep,
+        )
+        results = {
+            "metrics": metrics if recipe is not None else None,
+            "trained": recipe is not None,
+        }
+        return results, directory.product
+
+    def teacher(self) -> nn.Module | None:
+        """The trained unpruned network: the baseline, or the one the method trained."""
+        if self.records["baseline"].results["trained"]:
+            return self.network(self.directory.baseline)
+        return self.unpruned() if self.records["plan"].results["metrics"] else None
+
+    # Report
+
+    def report(self, work: Path) -> Made:
+        model, plan = self.unpruned(), self.stored_plan()
+        small = artifact.load(self.directory.pruned, device=self.device)
+        content = build_report(
+            config=self.config,
+            records=self.records,
+            graph=self.trace(model),
+            plan=plan,
+            unpruned=model,
+            pruned=small,
+            info=self.info,
+            normalization_source=self.normalization.source,
+            device=self.device,
+            command=self.repeat,
+            directory=self.directory.path,
+        )
+        write_json(self.directory.report, content)
+        return {}, (self.directory.report,)
+
+
+def _described(graph: ChannelGraph) -> dict[str, Any]:
+    return {
+        "groups": [
+            {"name": group.name, "channels": group.channels, "kind": group.kind}
+            for group in graph.groups
+        ],
+        "unprunable": [
+            {"name": row.name, "channels": row.channels, "reason": row.reason}
+            for row in graph.unprunable
+        ],
+    }
+
+
+def _budget_lines(
+    budget: Mapping[str, float] | None, graph: ChannelGraph, plan: PruningPlan
+) -> list[dict[str, Any]]:
+    """What was asked for and what was reached, a limit each."""
+    if budget is None:
+        return []
+    full, now = graph.cost().to_dict(), graph.cost(plan).to_dict()
+    lines = []
+    for limit in Budget.parse(budget).limits:
+        if limit.metric in full:
+            allowed = limit.absolute(full[limit.metric])
+            reached = now[limit.metric]
+            lines.append(
+                {
+                    "metric": limit.metric,
+                    "limit": allowed,
+                    "reached": reached,
+                    "met": reached <= allowed,
+                }
+            )
+    return lines

@@ -1,0 +1,276 @@
+"""What a run found, as plain data and as printed tables."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from fastprune.config import RunConfig
+from fastprune.data import DataInfo
+from fastprune.graph import ChannelGraph, PruningPlan
+from fastprune.run.directory import StageRecord
+
+__all__ = [
+    "build_report",
+    "interleaved_latency",
+    "print_counts",
+    "print_members",
+    "print_metrics",
+    "print_report",
+]
+
+_WARM_UP = 3
+_SHOWN = 8
+
+
+def build_report(
+    *,
+    config: RunConfig,
+    records: Mapping[str, StageRecord],
+    graph: ChannelGraph,
+    plan: PruningPlan,
+    unpruned: nn.Module,
+    pruned: nn.Module,
+    info: DataInfo,
+    normalization_source: str,
+    device: torch.device,
+    command: str,
+    directory: Path,
+) -> dict[str, Any]:
+    """The content of report.json; all but latency, seconds and warnings repeats exactly."""
+    full, small = graph.cost().to_dict(), records["prune"].results["cost"]
+    latency = None
+    if config.latency.repeats:
+        latency = interleaved_latency(
+            unpruned,
+            pruned,
+            (config.latency.batch_size, *info.input_shape),
+            device,
+            repeats=config.latency.repeats,
+        )
+    return {
+        "model": config.model.name,
+        "dataset": config.data.name,
+        "method": config.method.name,
+        "seed": config.seed,
+        "normalization": {
+            "mean": list(info.mean),
+            "std": list(info.std),
+            "source": normalization_source,
+        },
+        "accuracy": {
+            "baseline": records["baseline"].results["metrics"],
+            "trained_by_method": records["plan"].results["metrics"],
+            "pruned": records["prune"].results["metrics"],
+            "finetuned": records["finetune"].results["metrics"],
+        },
+        "cost": {
+            "unpruned": full,
+            "pruned": small,
+            "kept": {name: round(small[name] / full[name], 6) for name in full if full[name]},
+        },
+        "budget": records["prune"].results["budget"],
+        "oracle": records["prune"].results["oracle"],
+        "latency": latency,
+        "narrowest": _narrowest(graph, plan),
+        "widths": records["prune"].results["widths"],
+        "unprunable": [
+            {"name": row.name, "channels": row.channels, "reason": row.reason}
+            for row in graph.unprunable
+        ],
+        "notes": records["plan"].results["notes"],
+        "warnings": _warnings(latency, config),
+        "seconds": {name: record.seconds for name, record in records.items()},
+        "command": command or f"fastprune run {directory}/config.yaml --out {directory}",
+        "directory": str(directory),
+    }
+
+
+def interleaved_latency(
+    unpruned: nn.Module,
+    pruned: nn.Module,
+    shape: Sequence[int],
+    device: torch.device,
+    *,
+    repeats: int,
+) -> dict[str, Any]:
+    """Median milliseconds of a forward pass of both networks, taken in turns on this device.
+
+    In turns, since the speed of a shared machine changes from second to second, for both alike.
+    """
+    inputs = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0)).to(device)
+    networks = {"unpruned": unpruned.eval(), "pruned": pruned.eval()}
+    times: dict[str, list[float]] = {name: [] for name in networks}
+    with torch.inference_mode():
+        for turn in range(_WARM_UP + repeats):
+            for name, network in networks.items():
+                took = _timed(network, inputs)
+                if turn >= _WARM_UP:
+                    times[name].append(took)
+    before, after = (statistics.median(times[name]) for name in networks)
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "batch_size": shape[0],
+        "repeats": repeats,
+        "unpruned_ms": round(before, 4),
+        "pruned_ms": round(after, 4),
+        "speedup": round(before / after, 3),
+    }
+
+
+def _timed(network: nn.Module, inputs: torch.Tensor) -> float:
+    if inputs.is_cuda:
+        torch.cuda.synchronize(inputs.device)
+    start = time.perf_counter()
+    network(inputs)
+    if inputs.is_cuda:
+        torch.cuda.synchronize(inputs.device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _warnings(latency: Mapping[str, Any] | None, config: RunConfig) -> list[str]:
+    if latency is None or latency["speedup"] > 1:
+        return []
+    aligned = config.prune.round_to % 8 == 0
+    hint = "" if aligned else "; widths in multiples often are: prune.round_to=8"
+    return [
+        f"the pruned network is not faster on this device "
+        f"({latency['pruned_ms']} ms, unpruned {latency['unpruned_ms']} ms){hint}"
+    ]
+
+
+def _narrowest(graph: ChannelGraph, plan: PruningPlan) -> list[dict[str, Any]]:
+    """The layer with the smallest share of its channels left, for each size of feature maps."""
+    sizes = {}
+    for layer in graph.layers:
+        shape = graph.program.ops[layer.op].outputs[0].shape
+        sizes[layer.weight.rpartition(".")[0]] = "x".join(str(n) for n in shape[2:]) or "1x1"
+    found: dict[str, dict[str, Any]] = {}
+    widths = plan.widths()
+    for group in graph.groups:
+        size = sizes.get(re.sub(r":\d+$", "", group.name))
+        kept = widths.get(group.name, group.channels)
+        row = {"maps": size, "group": group.name, "kept": kept, "of": group.channels}
+        best = found.get(size) if size is not None else None
+        if size is not None and (
+            best is None or kept / group.channels < best["kept"] / best["of"]
+        ):
+            found[size] = row
+    return list(found.values())
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """The report as tables on standard output."""
+    console = Console(highlight=False)
+    title = f"{report['model']} on {report['dataset']}, {report['method']}, seed {report['seed']}"
+    console.print(title, style="bold")
+    cost, latency = report["cost"], report["latency"]
+    table = Table("", "unpruned", "pruned", "kept")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for metric in ("macs", "params", "channels"):
+        full, small = cost["unpruned"][metric], cost["pruned"][metric]
+        table.add_row(
+            metric.replace("macs", "MACs"), f"{full:,}", f"{small:,}", _share(small, full)
+        )
+    full, small = cost["unpruned"]["size_mb"], cost["pruned"]["size_mb"]
+    table.add_row("size, MB", f"{full:.2f}", f"{small:.2f}", _share(small, full))
+    if latency is not None:
+        before, after = latency["unpruned_ms"], latency["pruned_ms"]
+        label = f"latency, ms (batch {latency['batch_size']}, {latency['device']})"
+        table.add_row(label, f"{before:.2f}", f"{after:.2f}", _share(after, before))
+    console.print(table)
+    names = {
+        "baseline": "baseline",
+        "trained_by_method": f"trained by {report['method']}",
+        "pruned": "pruned",
+        "finetuned": "fine-tuned",
+    }
+    table = Table("accuracy, %", "top-1", "top-5", "loss")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for key, name in names.items():
+        found = report["accuracy"][key]
+        if found is not None:
+            table.add_row(
+                name, f"{found['top1']:.2f}", f"{found['top5']:.2f}", f"{found['loss']:.4f}"
+            )
+    console.print(table)
+    table = Table("feature maps", "narrowest group", "kept")
+    for row in report["narrowest"]:
+        table.add_row(row["maps"], row["group"], f"{row['kept']} of {row['of']}")
+    console.print(table)
+    _print_unprunable(console, report["unprunable"])
+    seconds = ", ".join(f"{name} {took:.1f} s" for name, took in report["seconds"].items())
+    console.print(f"time: {seconds}", soft_wrap=True)
+    for warning in report["warnings"]:
+        console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
+    console.print(f"saved: {report['directory']}; again: {report['command']}", soft_wrap=True)
+
+
+def _print_unprunable(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Reasons with their layers, in few lines."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        reasons.setdefault(row["reason"], []).append(row["name"])
+    for reason, names in list(reasons.items())[:_SHOWN]:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        console.print(f"not prunable: {', '.join(names[:3])}{more}: {reason}", soft_wrap=True)
+
+
+def print_counts(counts: Mapping[str, Any]) -> None:
+    """What `fastprune count` found."""
+    console = Console(highlight=False)
+    shape = "x".join(str(n) for n in counts["input"])
+    console.print(f"{counts['model']}, input {shape}, counting {counts['counting']}")
+    columns = ["unpruned"] + (["pruned", "kept"] if "pruned" in counts else [])
+    table = Table("", *columns)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for metric in ("macs", "params", "channels", "size_mb"):
+        if metric not in counts:
+            continue
+        row = [_figure(counts[metric])]
+        if "pruned" in counts:
+            small = counts["pruned"][metric]
+            row += [_figure(small), _share(small, counts[metric])]
+        table.add_row(metric, *row)
+    console.print(table)
+    for group in counts.get("groups", ()):
+        console.print(f"{group['name']}: {group['channels']} channels ({group['kind']})")
+    _print_unprunable(console, counts.get("unprunable", ()))
+
+
+def print_metrics(figures: Mapping[str, Any]) -> None:
+    """What `fastprune evaluate` found."""
+    print(
+        f"{figures['model']} on {figures['dataset']} "
+        f"({figures['split']}, {figures['images']} images): "
+        f"top-1 {figures['top1']:.2f} %, top-5 {figures['top5']:.2f} %, loss {figures['loss']:.4f}"
+    )
+
+
+def print_members(found: Mapping[str, Iterable[Mapping[str, str]]]) -> None:
+    """What `fastprune list` found."""
+    for kind, members in found.items():
+        print(f"{kind}:")
+        for member in members:
+            print(f"  {member['name']:<22} {member['summary']}".rstrip())
+
+
+def _figure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
+
+
+def _share(small: float, full: float) -> str:
+    return f"{100 * small / full:.1f} %" if full else "–"

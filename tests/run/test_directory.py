@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastprune.config import RunConfig, make_config
+from fastprune.errors import ConfigError
+from fastprune.files import TEMPORARY
+from fastprune.run.directory import open_directory, saved_config
+
+
+def config(seed: int = 0) -> RunConfig:
+    return make_config(
+        {
+            "model": {"name": "resnet20_cifar", "weights": "a.pt"},
+            "data": {"name": "digits"},
+            "method": "one_shot",
+            "prune": {"budget": {"macs": 0.5}},
+            "seed": seed,
+        }
+    )
+
+
+def test_a_stage_stands_while_inputs_and_files_are_the_same(tmp_path: Path) -> None:
+    with open_directory(tmp_path / "a", config()) as directory:
+        assert directory.finished("plan", "inputs") == (None, None)
+        directory.plan.write_text("{}")
+        record = directory.finish("plan", "inputs", {"n": (1, 2)}, (directory.plan,), 1.5)
+
+        assert record.results == {"n": [1, 2]}
+        assert directory.finished("plan", "inputs") == (record, None)
+        assert directory.finished("plan", "others") == (None, "its inputs have changed")
+        directory.plan.write_text("{ }")
+        assert directory.finished("plan", "inputs") == (None, "plan.json is damaged")
+        directory.plan.unlink()
+        assert directory.finished("plan", "inputs") == (None, "plan.json is missing")
+
+
+def test_times_do_not_enter_a_records_digest(tmp_path: Path) -> None:
+    with open_directory(tmp_path, config()) as directory:
+        slow = directory.finish("plan", "inputs", {}, (), 9)
+        quick = directory.finish("plan", "inputs", {}, (), 1)
+
+        assert slow.digest == quick.digest
+
+
+def test_checkpoints_of_other_inputs_are_thrown_away(tmp_path: Path) -> None:
+    with open_directory(tmp_path, config()) as directory:
+        work = directory.work("baseline", "inputs")
+        (work / "last.pt").write_text("a")
+        assert (directory.work("baseline", "inputs") / "last.pt").is_file()
+        assert not (directory.work("baseline", "others") / "last.pt").exists()
+
+
+def test_the_configuration_and_the_environment_are_written_down(tmp_path: Path) -> None:
+    with open_directory(tmp_path / "deep" / "a", config()):
+        pass
+
+    assert saved_config(tmp_path / "deep" / "a") == config()
+    assert "torch" in json.loads((tmp_path / "deep/a/environment.json").read_text())["packages"]
+
+
+def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
+    with open_directory(tmp_path, config()):
+        pass
+
+    with (
+        pytest.raises(ConfigError, match=r"\(seed: 0 there, 1 now\); use --fresh"),
+        open_directory(tmp_path, config(seed=1)),
+    ):
+        pass
+    with open_directory(tmp_path, config(seed=1), fresh=True):
+        pass
+    assert saved_config(tmp_path).seed == 1
+
+
+def test_fresh_removes_what_a_run_left_and_nothing_else(tmp_path: Path) -> None:
+    with open_directory(tmp_path, config()) as directory:
+        directory.plan.write_text("{}")
+        directory.finish("plan", "inputs", {}, (directory.plan,), 1)
+        (directory.work("plan", "inputs") / "a").write_text("a")
+    (tmp_path / "notes.txt").write_text("mine")
+
+    with open_directory(tmp_path, config(), fresh=True) as directory:
+        assert directory.finished("plan", "inputs") == (None, None)
+        assert not directory.plan.exists()
+        assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, fresh: bool) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+
+    with (
+        pytest.raises(ConfigError, match=r"not a run directory and not empty .*thesis\.tex"),
+        open_directory(tmp_path, config(), fresh=fresh),
+    ):
+        pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_the_directorys_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+
+    with pytest.raises(ConfigError, match="is a file"), open_directory(tmp_path / "a", config()):
+        pass
+
+
+def test_what_a_crash_left_half_written_is_removed(tmp_path: Path) -> None:
+    (tmp_path / f"{TEMPORARY}1-config.yaml").write_text("mod")
+
+    with open_directory(tmp_path, config()):
+        assert not list(tmp_path.glob(f"{TEMPORARY}*"))
+
+
+def test_a_damaged_configuration_is_said(tmp_path: Path) -> None:
+    with open_directory(tmp_path, config()):
+        pass
+    (tmp_path / "config.yaml").write_text("model: [")
+
+    with (
+        pytest.raises(ConfigError, match="unreadable; use --fresh"),
+        open_directory(tmp_path, config()),
+    ):
+        pass
+
+
+OPEN = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_directory import config
+from fastprune.run.directory import open_directory
+with open_directory(Path({path!r}), config()):
+    if {child}:
+        # A data loader's worker, which outlives the process that is killed.
+        import os
+        if os.fork() == 0:
+            print("open", flush=True)
+            time.sleep(30)
+            os._exit(0)
+    else:
+        print("open", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("child", [False, True])
+def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path: Path, child: bool) -> None:
+    program = OPEN.format(tests=os.path.dirname(__file__), path=str(tmp_path), child=child)
+    first = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "open\n"
+        with (
+            pytest.raises(ConfigError, match=rf"another run .*\(process {first.pid}\)"),
+            open_directory(tmp_path, config()),
+        ):
+            pass
+        first.kill()
+        first.wait()
+        with open_directory(tmp_path, config()) as directory:
+            assert directory.path == tmp_path
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(first.pid, signal.SIGKILL)
+        first.wait()

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastprune.config import (
+    json_schema,
+    load_config,
+    make_config,
+    parse_overrides,
+    to_yaml,
+)
+from fastprune.errors import ConfigError
+from fastprune.methods.one_shot import OneShotOptions
+from fastprune.methods.slimming import SlimmingOptions
+
+SMALL: dict[str, Any] = {
+    "model": {"name": "resnet20_cifar", "weights": "a.pt"},
+    "data": {"name": "digits"},
+    "method": {"name": "one_shot"},
+    "prune": {"budget": {"macs": 0.5}},
+}
+
+
+def problems(given: dict[str, Any]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        make_config(given)
+    return list(caught.value.problems)
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "a.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_options_get_their_defaults_and_the_methods_own_type() -> None:
+    config = make_config(SMALL)
+
+    assert isinstance(config.method, OneShotOptions)
+    assert config.method.criterion == "l1"
+    assert config.prune.budget == {"macs": 0.5}
+    assert make_config(SMALL | {"method": "one_shot"}) == config
+
+
+def test_the_resolved_yaml_gives_the_same_configuration(tmp_path: Path) -> None:
+    config = make_config(
+        SMALL | {"finetune": {"epochs": 3, "lr": 1e-4, "distill": {"alpha": 0.25}}}
+    )
+
+    assert load_config(written(tmp_path, to_yaml(config))) == config
+
+
+def test_everything_wrong_is_said_at_once_with_its_path_and_the_nearest_name() -> None:
+    found = problems(
+        {
+            "model": {"name": "resnet20_cifar", "weigths": "a.pt"},
+            "data": {"name": "digits", "batchsize": 3},
+            "method": {"name": "one_shot", "criterio": "l1"},
+            "prune": {"budget": {"mac": 0.5}, "round_to": 0},
+            "finetune": {"epochs": "many", "distill": {"alfa": 1}},
+            "devise": "cpu",
+        }
+    )
+
+    assert found == [
+        "config: model.weigths: unknown key; did you mean 'weights'?",
+        "config: data.batchsize: unknown key; did you mean 'batch_size' or 'eval_batch_size'?",
+        "config: method.criterio: unknown key; did you mean 'criterion' or 'iterations'?",
+        "config: prune.budget: mac: unknown metric; did you mean 'macs'?",
+        "config: prune.round_to: expected greater than or equal to 1; got 0",
+        "config: finetune.epochs: expected a valid integer, unable to parse string as an integer; "
+        "got 'many'",
+        "config: finetune.distill.alfa: unknown key; did you mean 'alpha'?",
+        "config: devise: unknown key; did you mean 'device'?",
+    ]
+
+
+def test_missing_parts_are_named() -> None:
+    assert problems({"model": {}}) == [
+        "config: model.name: missing; a value is required",
+        "config: data: missing; expected a mapping",
+        "config: method: missing; expected a mapping with name",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"method": "one_sot"}, "method: unknown method 'one_sot'; did you mean 'one_shot'?"),
+        ({"method": {"criterion": "l1"}}, "method: expected a mapping with a name, one of one_sh"),
+        (
+            {"method": {"name": "one_shot", "criterion": "l3"}},
+            "method.criterion: unknown criterion 'l3'; known: batch",
+        ),
+        ({"prune": {}}, "prune.budget: one_shot needs a budget, such as {macs: 0.5}, or ratios"),
+        ({"prune": {"budget": {"macs": -1}}}, "prune.budget: macs: got -1.0; expected a fraction"),
+        ({"prune": {"ratios": {"a": 1.5}}}, "expected dropped fractions in [0, 1), got a: 1.5"),
+        ({"model": {"name": "resnet20_cifar"}}, "baseline: the network has no weights; expected"),
+        ({"baseline": {"epochs": 1}}, "baseline: model.weights are given too; expected one"),
+        ({"method": {"name": "slimming"}}, "method.train: start scratch needs training options"),
+        (
+            {"method": {"name": "slimming", "ratio": 0.4, "train": {}}},
+            "prune.budget: not a part of the published rule (method.ratio)",
+        ),
+        ({"device": "gpu"}, "device: string should match pattern"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(change: dict[str, Any], expected: str) -> None:
+    (line,) = problems(SMALL | change)
+
+    assert expected in line
+
+
+def test_overrides_are_yaml_and_reach_any_depth(tmp_path: Path) -> None:
+    path = written(tmp_path, to_yaml(make_config(SMALL)))
+    config = load_config(
+        path,
+        [
+            "finetune.lr=1e-4",
+            "finetune.distill.alpha=1",
+            "prune.ratios={layer1.*: 0.25}",
+            "method=slimming",
+            "method.start=baseline",
+            "seed=3",
+        ],
+    )
+
+    assert config.finetune is not None
+    assert config.finetune.lr == 1e-4
+    assert config.finetune.distill is not None
+    assert config.prune.ratios == {"layer1.*": 0.25}
+    assert isinstance(config.method, SlimmingOptions)
+    assert config.seed == 3
+
+
+def test_numbers_without_a_dot_are_numbers_in_free_options_too() -> None:
+    assert parse_overrides(["a.b=1e-4", "c=[1e6, 2]", "d=1e", "e="]) == [
+        (("a", "b"), 1e-4),
+        (("c",), [1e6, 2]),
+        (("d",), "1e"),
+        (("e",), None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("finetune", "finetune: expected key=value"),
+        ("=3", "=3: expected key=value"),
+        ("a..b=3", "a..b=3: expected key=value"),
+        ("a=[1", "a=[1: the value is not valid YAML"),
+        ("seed.x=3", "seed.x: seed is 0, not a mapping"),
+    ],
+)
+def test_bad_overrides_are_refused(tmp_path: Path, override: str, expected: str) -> None:
+    path = written(tmp_path, to_yaml(make_config(SMALL)))
+
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [override])
+
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "the file is empty"),
+        ("- a", "expected a mapping of options, got a list"),
+        ("a: [1", "not valid YAML"),
+        ("seed: 1\nseed: 2", "the key 'seed' is given twice"),
+        ("a: !!python/object:os.system x", "not valid YAML"),
+    ],
+)
+def test_files_that_are_no_configuration_are_refused(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path, text))
+
+    (line,) = caught.value.problems
+    assert expected in line
+    assert "\n" not in line
+
+
+def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not a text file"):
+        load_config(tmp_path / "b.yaml")
+
+
+def test_the_schema_knows_every_method_and_is_json() -> None:
+    schema = json_schema()
+    json.dumps(schema)
+    methods = {
+        choice["properties"]["name"]["const"]: choice
+        for choice in schema["properties"]["method"]["oneOf"]
+    }
+
+    assert {"one_shot", "slimming"} <= set(methods)
+    assert "ratio" in methods["slimming"]["properties"]
+    assert "TrainingOptions" in schema["$defs"]
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*.yaml")))
+def test_the_configurations_that_come_with_it_are_valid(path: Path) -> None:
+    config = load_config(path)
+
+    assert load_config(path) == config
