@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastprune.graph.program import Op, Value
 
-__all__ = ["FIXED", "ChannelTracker", "Layer", "Map", "RawSlot"]
+__all__ = ["FIXED", "ChannelTracker", "Layer", "LayerCall", "Map", "RawSlot"]
 
 FIXED = -1
 Map = NDArray[np.int64]
@@ -28,6 +28,15 @@ class RawSlot(NamedTuple):
     dim: int
     role: str
     ids: Map
+
+
+class LayerCall(NamedTuple):
+    """A convolution or linear call with its channels: what :class:`Layer` is made from when cost is asked for."""
+
+    kind: str
+    op: Op
+    outputs: Map | None
+    inputs: Map | None
 
 
 class Layer(NamedTuple):
@@ -43,7 +52,6 @@ class Layer(NamedTuple):
         kernel: kernel elements.
         outputs, inputs: ids of the channels, or None where all are fixed.
         output_width, input_width: sizes in the traced network (inputs of one conv group).
-        bias: whether there is one.
         op: index of the call.
     """
 
@@ -55,7 +63,6 @@ class Layer(NamedTuple):
     inputs: Map | None
     output_width: int
     input_width: int
-    bias: bool
     op: int
 
 
@@ -71,7 +78,7 @@ class ChannelTracker:
     ties: list[tuple[Map, Map]] = field(default_factory=list)
     frozen: list[tuple[Map, str]] = field(default_factory=list)
     slots: list[RawSlot] = field(default_factory=list)
-    layers: list[Layer] = field(default_factory=list)
+    layers: list[LayerCall] = field(default_factory=list)
     by_dim: dict[tuple[str, int], Map | None] = field(default_factory=dict)
     fixed_parameters: dict[str, str] = field(default_factory=dict)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import gc
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastprune.errors import GraphError, PlanError, nearest
-from fastprune.graph.channels import FIXED, ChannelTracker, Layer, Map
+from fastprune.graph.channels import FIXED, ChannelTracker, Layer, LayerCall, Map
 from fastprune.graph.cost import CostModel, Costs, Term, build_cost_model
 from fastprune.graph.plan import PruningPlan
 from fastprune.graph.program import Op, Program, Value
@@ -125,15 +126,8 @@ class ChannelGraph:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """Convolution and linear calls of evaluation mode, their channels numbered as in ``Slot.channels``."""
-        number, counted = self._facts.number, self._facts.counted
-        return tuple(
-            layer._replace(
-                outputs=None if layer.outputs is None else number[layer.outputs],
-                inputs=None if layer.inputs is None else number[layer.inputs],
-            )
-            for layer in self._facts.tracker.layers
-            if counted is None or layer.weight in counted
-        )
+        number = self._facts.number
+        return tuple(_layer(call, number) for call in self._facts.tracker.layers if self.evaluated(call.op))
 
     @cached_property
     def maps(self) -> tuple[Map | None, ...]:
@@ -382,6 +376,21 @@ def _follows_alone(program: Program, op: Op) -> bool:
     return program.ops[source.producer].name.startswith(("conv", "linear"))
 
 
+def _layer(call: LayerCall, number: Map) -> Layer:
+    op = call.op
+    x, weight, made = op.inputs[0], op.inputs[1], op.outputs[0]
+    outputs = None if call.outputs is None else number[call.outputs]
+    inputs = None if call.inputs is None else number[call.inputs]
+    if call.kind == "linear":
+        positions, kernel = math.prod(made.shape[:-1]), 1
+        output_width, input_width = made.shape[-1], x.shape[-1]
+    else:
+        space = x.shape if op.name.startswith("conv_transpose") else made.shape
+        positions, kernel = made.shape[0] * math.prod(space[2:]), math.prod(weight.shape[2:])
+        output_width, input_width = made.shape[1], x.shape[1] // int(op.arg(6, "groups", 1))
+    return Layer(call.kind, weight.name, positions, kernel, outputs, inputs, output_width, input_width, op.index)
+
+
 def _components(count: int, ties: Iterable[tuple[Map, Map]]) -> tuple[Map, list[Map]]:
     """Smallest id of each channel's component, and the ids that are tied to fixed positions."""
     label = np.arange(count + 1)
@@ -492,19 +501,20 @@ def _groups(
     order = np.argsort(first)
     rank[order] = np.arange(len(order))
     by_group = np.argsort(rank[inverse], kind="stable")
+    sorted_roots = free[by_group]
+    makers = (np.searchsorted(starts, free[first[order]], side="right") - 1).tolist()
     groups: list[ChannelGroup] = []
     lonely: list[Map] = []
     named: dict[str, int] = {}
     at = total = 0
-    for which in order:
-        size = int(sizes[which])
-        roots = free[by_group[at : at + size]]
+    for size, maker in zip(sizes[order].tolist(), makers, strict=True):
+        roots = sorted_roots[at : at + size]
         at += size
         if size == 1:
             lonely.append(roots)
             continue
         channel_of[roots] = np.arange(total, total + size)
-        name = tracker.producers[int(np.searchsorted(starts, roots[0], side="right")) - 1][1]
+        name = tracker.producers[maker][1]
         repeat = named.get(name, 0)
         named[name] = repeat + 1
         kind = "selected" if name in selects else "coupled"

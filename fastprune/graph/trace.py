@@ -74,12 +74,17 @@ def scan(model: nn.Module) -> Scan:
         modules[prefix] = module
         if prefix:
             prefix += "."
-        for source, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
-            for name, tensor in tensors.items():
+        held = module.__dict__
+        if held["_parameters"]:
+            for name, tensor in held["_parameters"].items():
                 if tensor is not None and id(tensor) not in values:
-                    values[id(tensor)] = Value(len(values), tensor.shape, tensor.dtype, source, prefix + name)
-        if module._modules:
-            children = module._modules.items()
+                    values[id(tensor)] = Value(len(values), tensor.shape, tensor.dtype, "parameter", prefix + name)
+        if held["_buffers"]:
+            for name, tensor in held["_buffers"].items():
+                if tensor is not None and id(tensor) not in values:
+                    values[id(tensor)] = Value(len(values), tensor.shape, tensor.dtype, "buffer", prefix + name)
+        if held["_modules"]:
+            children = held["_modules"].items()
             stack.extend([(prefix + name, child) for name, child in reversed(children) if child is not None])
     return Scan(modules, values)
 
@@ -191,7 +196,7 @@ class _Tracer(TorchFunctionMode):
         if like is None:
             like = next(_tensors((args, dict(kwargs))))
         shape = entry.shape(op) if entry.shape is not None else None
-        if shape.__class__ is tuple:
+        if shape is not None and shape.__class__ is not list:
             result = self.stand_in(shape, like.dtype, like.device)
             made = (result,)
         else:
@@ -203,6 +208,13 @@ class _Tracer(TorchFunctionMode):
         for value in inputs:
             value.uses += 1
         ops.append(op)
+        if shape is not None and not entry.inplace and "inplace" not in kwargs and len(args) <= entry.inplace_position:
+            count = self.count
+            self.count = count + 1
+            value = table[id(result)] = Value(count, shape, like.dtype, "op", "", index)
+            self.alive.append(result)
+            op.outputs = [value]
+            return result
         if (
             entry.inplace
             or ("inplace" in kwargs and kwargs["inplace"] is True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from fastprune.errors import GraphError
-from fastprune.graph.channels import ChannelTracker, Layer, Map
+from fastprune.graph.channels import ChannelTracker, LayerCall, Map
 from fastprune.graph.program import Op, TracedDim, Value
 from fastprune.graph.rules._table import rule
 
@@ -104,14 +103,7 @@ def _convolution(tracker: ChannelTracker, op: Op, *, groups: int, transposed: bo
     else:
         outputs = _grouped(tracker, op, x, weight, bias, inputs, groups)
         inputs = None
-    space = made.shape[2:] if not transposed else x.shape[2:]
-    in_width = x.shape[1] // groups if transposed else weight.shape[1]
-    tracker.layers.append(
-        Layer(
-            "conv", weight.name, math.prod(space) * made.shape[0], math.prod(weight.shape[2:]), outputs, inputs,
-            made.shape[1], in_width, bias is not None, op.index,
-        )
-    )  # fmt: skip
+    tracker.layers.append(LayerCall("conv", op, outputs, inputs))
     if outputs is not None:
         tracker.set(made, outputs.reshape(1, -1, *(1,) * (len(made.shape) - 2)))
 
@@ -180,12 +172,7 @@ def _product(
         tracker.slot("in", in_dim, inputs, weight)
         tracker.slot("bias", 0, outputs, bias)
     if len(weight.shape) == 2:
-        tracker.layers.append(
-            Layer(
-                "linear", weight.name, math.prod(made.shape[:-1]), 1, outputs, inputs,
-                weight.shape[1 - in_dim], weight.shape[in_dim], bias is not None, op.index,
-            )
-        )  # fmt: skip
+        tracker.layers.append(LayerCall("linear", op, outputs, inputs))
     if outputs is not None:
         tracker.set(made, outputs.reshape((1,) * (len(made.shape) - 1) + (-1,)))
 

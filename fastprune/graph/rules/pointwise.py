@@ -36,6 +36,9 @@ def unary(tracker: ChannelTracker, op: Op) -> None:
     ids = tracker.map(source)
     if ids is None and source.name:
         tracker.fix(source, f"{op.name} (op {op.index}) computes with it")
+    if len(op.inputs) == 1:
+        tracker.maps[op.outputs[0].id] = ids
+        return
     for extra in op.inputs[1:]:
         tracker.freeze(tracker.map(extra), f"{op.name} (op {op.index}) has no rule for a second tensor")
         tracker.fix(extra, f"{op.name} (op {op.index}) computes with it")
@@ -200,6 +203,9 @@ def pool(tracker: ChannelTracker, op: Op) -> None:
 @rule("interpolate", "upsample", "upsample_nearest", "upsample_bilinear", "grid_sample")
 def resize(tracker: ChannelTracker, op: Op) -> None:
     """Channels pass through; a sampling grid with channels of its own is frozen."""
+    if len(op.inputs) == 1:
+        tracker.maps[op.outputs[0].id] = ids
+        return
     for extra in op.inputs[1:]:
         tracker.freeze(tracker.map(extra), f"{op.name} reads them as coordinates")
     _spatial(tracker, op, len(op.inputs[0].shape) - 2)
