@@ -203,9 +203,6 @@ def pool(tracker: ChannelTracker, op: Op) -> None:
 @rule("interpolate", "upsample", "upsample_nearest", "upsample_bilinear", "grid_sample")
 def resize(tracker: ChannelTracker, op: Op) -> None:
     """Channels pass through; a sampling grid with channels of its own is frozen."""
-    if len(op.inputs) == 1:
-        tracker.maps[op.outputs[0].id] = ids
-        return
     for extra in op.inputs[1:]:
         tracker.freeze(tracker.map(extra), f"{op.name} reads them as coordinates")
     _spatial(tracker, op, len(op.inputs[0].shape) - 2)
