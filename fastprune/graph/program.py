@@ -18,30 +18,41 @@ class TracedDim(int):
 
     ``x.view(n, c // 2, 2)`` follows a smaller ``x`` when ``c`` came from ``x.shape``; ``x.view(n, 64, 2)`` does
     not. Arithmetic on a traced size gives a traced size, so a rule can tell the two apart.
+
+    Attributes:
+        origin: the (value id, axis) pairs whose sizes it was computed from.
     """
 
-    __slots__ = ()
+    origin: tuple[tuple[int, int], ...]
+
+    def __new__(cls, value: int, origin: tuple[tuple[int, int], ...] = ()) -> TracedDim:
+        self = int.__new__(cls, value)
+        self.origin = origin
+        return self
+
+    def _with(self, value: int, other: Any) -> TracedDim:
+        return TracedDim(value, self.origin + other.origin if isinstance(other, TracedDim) else self.origin)
 
     def __add__(self, other: int) -> TracedDim:
-        return TracedDim(int(self) + other)
+        return self._with(int(self) + other, other)
 
     def __sub__(self, other: int) -> TracedDim:
-        return TracedDim(int(self) - other)
+        return self._with(int(self) - other, other)
 
     def __mul__(self, other: Any) -> Any:
-        return TracedDim(int(self) * other) if isinstance(other, int) else int(self) * other
+        return self._with(int(self) * other, other) if isinstance(other, int) else int(self) * other
 
     def __floordiv__(self, other: int) -> TracedDim:
-        return TracedDim(int(self) // other)
+        return self._with(int(self) // other, other)
 
     def __mod__(self, other: int) -> TracedDim:
-        return TracedDim(int(self) % other)
+        return self._with(int(self) % other, other)
 
     def __rsub__(self, other: int) -> TracedDim:
-        return TracedDim(other - int(self))
+        return self._with(other - int(self), other)
 
     def __neg__(self) -> TracedDim:
-        return TracedDim(-int(self))
+        return TracedDim(-int(self), self.origin)
 
     __radd__ = __add__
     __rmul__ = __mul__

@@ -25,7 +25,10 @@ __all__ = ["Example", "Scan", "example_inputs", "scan", "trace_program", "used_p
 Example = Tensor | tuple[Any, ...] | list[Any]
 
 # Compared by ==: a fresh wrapper of the getter comes with every call.
-_SHAPE_QUERIES = (Tensor.shape.__get__, Tensor.size)  # type: ignore[attr-defined]
+_SHAPE_QUERIES = (Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement, torch.numel)  # type: ignore[attr-defined]
+
+# Tensor arguments by name come in the rules' order, whatever order the caller wrote.
+_FIRST = {"input": 0, "query": 0, "self": 0, "key": 1, "other": 1, "weight": 1, "value": 2}
 
 
 class _FunctionEntry:
@@ -46,6 +49,9 @@ class _FunctionEntry:
 
 
 _ENTRIES: dict[Any, _FunctionEntry] = {}
+
+# ``x.data.size()``, ``x[0].numel()``: what is made only to be asked for its size needs no reader.
+_VIEWED_FOR_SIZE = ("data", "detach", "getitem")
 
 
 class Scan(NamedTuple):
@@ -145,9 +151,7 @@ class _Tracer(TorchFunctionMode):
         if entry.metadata:
             result = func(*args, **kwargs) if kwargs else func(*args)
             if entry.shape_query:
-                if isinstance(result, int):
-                    return TracedDim(result)
-                return torch.Size([TracedDim(n) for n in result])
+                return self._traced(result, args, kwargs or {})
             return result
 
         inputs: list[Value] = []
@@ -171,6 +175,8 @@ class _Tracer(TorchFunctionMode):
             else:
                 lifted.append(self._lift_argument(argument, inputs))
         if kwargs:
+            if not _FIRST.keys().isdisjoint(kwargs):
+                kwargs = dict(sorted(kwargs.items(), key=lambda item: _FIRST.get(item[0], 3)))
             for key, argument in kwargs.items():
                 kind = argument.__class__
                 if kind in _PLAIN:
@@ -226,6 +232,19 @@ class _Tracer(TorchFunctionMode):
         for tensor in made:
             op.outputs.append(self.bind(tensor, shape or tuple(tensor.shape), "op", index))
         return result
+
+    def _traced(self, answer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """A size, or all of them, that knows the tensor it was read from."""
+        value = self.table.get(id(args[0] if args else kwargs.get("input")))
+        if value is None:
+            return answer
+        if value.producer >= 0 and self.ops[value.producer].name in _VIEWED_FOR_SIZE:
+            value.uses += 1
+        if not isinstance(answer, int):
+            return torch.Size([TracedDim(n, ((value.id, axis),)) for axis, n in enumerate(answer)])
+        dim = args[1] if len(args) > 1 else kwargs.get("dim")
+        axes = range(len(value.shape)) if dim is None else (int(dim) % len(value.shape),)
+        return TracedDim(answer, tuple((value.id, axis) for axis in axes))
 
     def _result(
         self,
