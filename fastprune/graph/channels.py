@@ -7,6 +7,7 @@ tensor. Views, concatenation, padding and indexing are the same operation on the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from fastprune.graph.program import Op, Value
 
-__all__ = ["FIXED", "ChannelTracker", "Layer", "LayerCall", "Map", "RawSlot"]
+__all__ = ["FIXED", "ChannelTracker", "Layer", "LayerCall", "Map", "RawSlot", "along"]
 
 FIXED = -1
 Map = NDArray[np.int64]
@@ -66,6 +67,11 @@ class Layer(NamedTuple):
     op: int
 
 
+def along(ids: Map, axis: int) -> Map:
+    """The channels of one axis ``[size]``, at the first position of the others."""
+    return np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)[:, 0]
+
+
 @dataclass(slots=True)
 class ChannelTracker:
     """Everything the rules note down. ``maps[value.id]`` is the value's channel map, or None without channels."""
@@ -73,6 +79,7 @@ class ChannelTracker:
     maps: list[Map | None]
     modules: dict[str, Any]
     selected: frozenset[int]
+    ops: Sequence[Op] = ()
     next_id: int = 0
     producers: list[tuple[int, str]] = field(default_factory=list)
     ties: list[tuple[Map, Map]] = field(default_factory=list)
@@ -81,6 +88,8 @@ class ChannelTracker:
     layers: list[LayerCall] = field(default_factory=list)
     by_dim: dict[tuple[str, int], Map | None] = field(default_factory=dict)
     fixed_parameters: dict[str, str] = field(default_factory=dict)
+    balances: list[tuple[list[tuple[float, Map]], str]] = field(default_factory=list)
+    adopted: set[int] = field(default_factory=set)
 
     def new(self, count: int, name: str) -> Map:
         """``count`` new channels, made by the layer called ``name``."""
@@ -121,6 +130,26 @@ class ChannelTracker:
         self.freeze(ids, f"{op.name} (op {op.index}) mixes channels along another axis")
         return None
 
+    def counted(self, size: Any) -> list[tuple[float, Map]]:
+        """The channels whose number went into a size that the forward pass read, and how fast it grows with them."""
+        found = []
+        for value, axis, factor in getattr(size, "origin", ()):
+            ids = self.maps[value]
+            if ids is not None and ids.shape[axis] > 1:
+                found.append((factor, along(ids, axis)))
+        return found
+
+    def follow(self, size: Any, kept: Map | None, reason: str) -> None:
+        """A size of the forward pass, hard-coded or read, must stay the number of the channels ``kept`` that live.
+
+        With None for ``kept`` the size may not change at all. Whatever would break this is frozen.
+        """
+        terms = self.counted(size)
+        if kept is not None:
+            terms.append((-1.0, kept))
+        if terms:
+            self.balances.append((terms, reason))
+
     def slot(self, role: str, dim: int, ids: Map | None, *values: Value | None) -> None:
         """Parameters whose dimension ``dim`` holds the channels ``ids``; a second use ties to the first."""
         names = []
@@ -156,14 +185,42 @@ class ChannelTracker:
             self.fixed_parameters.setdefault(value.name, reason)
 
     def pass_on(self, op: Op, ids: Map | None) -> None:
-        """The first output has these channels; further ones (indices of a maximum) none that can be followed."""
-        self.maps[op.outputs[0].id] = ids
+        """The first output has these channels, and so have others of its shape (values and indices of a maximum)."""
+        first = op.outputs[0]
+        self.maps[first.id] = ids
+        for other in op.outputs[1:]:
+            if other.shape == first.shape:
+                self.maps[other.id] = ids
 
     def stop(self, op: Op, reason: str) -> None:
         """The op's channels cannot be followed: freeze what goes in, nothing comes out."""
         for value in op.inputs:
             self.freeze(self.maps[value.id], reason)
             self.fix(value, reason)
+
+    def adopt(self, value: Value) -> Map | None:
+        """Channels of a bare parameter or buffer that is rearranged or computed with before it meets an activation.
+
+        Only where one dimension holds more than one element; None otherwise.
+        """
+        if value.source not in ("parameter", "buffer") or not value.dtype.is_floating_point:
+            return None
+        wide = [dim for dim, size in enumerate(value.shape) if size > 1]
+        if len(wide) != 1:
+            return None
+        self.adopted.add(self.next_id)
+        ids = self.new(value.shape[wide[0]], value.name)
+        # Statistics are divided by, so a mask must not make them zero.
+        self.slot("shift" if value.source == "parameter" else "divisor", wide[0], ids, value)
+        self.maps[value.id] = ids.reshape(value.shape)
+        return self.maps[value.id]
+
+    def layer_behind(self, value: Value) -> str:
+        """The layer whose parameter the value was computed from; "" where there is none."""
+        while not value.name and value.producer >= 0 and self.ops[value.producer].inputs:
+            value = self.ops[value.producer].inputs[0]
+        layer, _, parametrized = value.name.partition(".parametrizations.")
+        return layer if parametrized else layer.rpartition(".")[0] or layer
 
     def owner(self, value: Value | None) -> Any:
         """The module that holds this parameter as its own attribute, or None."""

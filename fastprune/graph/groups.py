@@ -25,7 +25,7 @@ from fastprune.records import Cost, Widths
 
 __all__ = ["ChannelGraph", "ChannelGroup", "GroupSlot", "Slot", "Unprunable", "trace"]
 
-Role = Literal["out", "in", "bias", "scale", "norm", "shift", "group", "index", "select"]
+Role = Literal["out", "in", "bias", "scale", "norm", "shift", "divisor", "group", "index", "select"]
 
 
 class Slot(NamedTuple):
@@ -36,7 +36,7 @@ class Slot(NamedTuple):
         dim: which dimension.
         role: ``out`` and ``in`` side of a weight, ``group`` side of a grouped convolution's weight, ``bias``,
             ``scale`` (the γ of a norm layer), ``norm`` (its other vectors), ``shift`` (a bare parameter),
-            ``index`` and ``select`` (selections).
+            ``divisor`` (a bare one that is divided by), ``index`` and ``select`` (selections).
         channels: int64 ``[size of the dimension]``, the channel's number in the whole graph
             (``group.start + index in the group``), or ``graph.total`` where nothing can be dropped.
     """
@@ -326,7 +326,7 @@ def _trace(
 
 def _walk(program: Program, modules: dict[str, Any], select: Sequence[str] | Literal["auto"]) -> ChannelTracker:
     """Runs the channel rules over the program."""
-    tracker = ChannelTracker([None] * program.values, modules, _selected(program, select))
+    tracker = ChannelTracker([None] * program.values, modules, _selected(program, select), program.ops)
     for op in program.ops:
         rule = RULES.get(op.name)
         if rule is None:
@@ -337,10 +337,12 @@ def _walk(program: Program, modules: dict[str, Any], select: Sequence[str] | Lit
         tracker.freeze(tracker.maps[value.id], "network output")
     returned = {value.id for value in program.outputs}
     for op in program.ops:
-        for value in op.outputs:
+        unread = [v for v in op.outputs if v.uses == 0 and v.id not in returned]
+        if len(unread) < len(op.outputs) and op.name not in ("chunk", "split", "tensor_split", "split_with_sizes"):
+            continue  # the positions of a maximum, say
+        for value in unread:
             # Code that bypasses torch functions (custom autograd, compiled extensions) reads values unseen.
-            if value.uses == 0 and value.id not in returned and tracker.maps[value.id] is not None:
-                tracker.freeze(tracker.maps[value.id], f"what reads the result of {op.name} (op {op.index}) was not seen")
+            tracker.freeze(tracker.maps[value.id], f"what reads the result of {op.name} (op {op.index}) was not seen")
     for slot in tracker.slots:
         for name in slot.parameters:
             if name in tracker.fixed_parameters:
@@ -441,6 +443,9 @@ def _assemble(
     reason_of = np.full(count + 1, -1)
     for number in range(len(frozen_rows) - 1, -1, -1):
         reason_of[label[frozen_rows[number][0].ravel()]] = number
+    for terms, reason in tracker.balances:
+        reason_of[_out_of_balance(terms, label, reason_of)] = len(frozen_rows)
+        frozen_rows.append((label[:0], reason))
     roots = np.flatnonzero(label[:count] == np.arange(count))
     free = roots[reason_of[roots] < 0]
     groups, channel_of, lonely = _groups(tracker, free, _signatures(tracker, label, count), count)
@@ -451,6 +456,16 @@ def _assemble(
     tensors = {value.name: value for value in held.values.values()}
     facts = _Facts(tracker, label, numbers, reason_of, frozen_rows, lonely, counted, _remember(example))
     return ChannelGraph(program, counted is not None, groups, total, tensors, tuple(unused), facts)
+
+
+def _out_of_balance(terms: list[tuple[float, Map]], label: Map, reason_of: Map) -> Map:
+    """Components that can still be dropped and would change the sum of ``factor * channels kept`` of the terms."""
+    components = np.concatenate([label[ids] for _, ids in terms])
+    factors = np.repeat([factor for factor, _ in terms], [len(ids) for _, ids in terms])
+    unique, inverse = np.unique(components, return_inverse=True)
+    total = np.bincount(inverse, factors)
+    wrong = unique[np.abs(total) > 1e-6]
+    return wrong[(wrong != len(label) - 1) & (reason_of[wrong] < 0)]
 
 
 def _kept_rows(tracker: ChannelTracker, keep: Sequence[str]) -> list[tuple[Map, str]]:
@@ -534,6 +549,8 @@ def _unprunable(facts: _Facts) -> tuple[Unprunable, ...]:
     single = alone[label[:count]]
     table: dict[tuple[str, str], int] = {}
     for (start, name), stop in zip(tracker.producers, starts[1:], strict=True):
+        if start in tracker.adopted:
+            continue
         here = reasons[start:stop]
         for number in np.unique(here[here >= 0]):
             key = (name, facts.frozen_rows[int(number)][1])

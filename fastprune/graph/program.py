@@ -13,6 +13,9 @@ __all__ = ["Op", "Program", "TracedDim", "Value"]
 Shape = tuple[int, ...]
 
 
+Origin = tuple[tuple[int, int, float], ...]
+
+
 class TracedDim(int):
     """A size that the forward pass read from a tensor's shape, or computed from one.
 
@@ -20,42 +23,52 @@ class TracedDim(int):
     not. Arithmetic on a traced size gives a traced size, so a rule can tell the two apart.
 
     Attributes:
-        origin: the (value id, axis) pairs whose sizes it was computed from.
+        origin: (value id, axis, factor): how fast it grows with each of the sizes that it was computed from.
     """
 
-    origin: tuple[tuple[int, int], ...]
+    origin: Origin
 
-    def __new__(cls, value: int, origin: tuple[tuple[int, int], ...] = ()) -> TracedDim:
+    def __new__(cls, value: int, origin: Origin = ()) -> TracedDim:
         self = int.__new__(cls, value)
         self.origin = origin
         return self
 
-    def _with(self, value: int, other: Any) -> TracedDim:
-        return TracedDim(value, self.origin + other.origin if isinstance(other, TracedDim) else self.origin)
+    def _linear(self, value: int, other: Any, mine: float, others: float) -> TracedDim:
+        origin = _scaled(self.origin, mine)
+        if other.__class__ is TracedDim:
+            origin += _scaled(other.origin, others)
+        return TracedDim(value, origin)
 
     def __add__(self, other: int) -> TracedDim:
-        return self._with(int(self) + other, other)
+        return self._linear(int(self) + other, other, 1, 1)
 
     def __sub__(self, other: int) -> TracedDim:
-        return self._with(int(self) - other, other)
-
-    def __mul__(self, other: Any) -> Any:
-        return self._with(int(self) * other, other) if isinstance(other, int) else int(self) * other
-
-    def __floordiv__(self, other: int) -> TracedDim:
-        return self._with(int(self) // other, other)
-
-    def __mod__(self, other: int) -> TracedDim:
-        return self._with(int(self) % other, other)
+        return self._linear(int(self) - other, other, 1, -1)
 
     def __rsub__(self, other: int) -> TracedDim:
-        return self._with(other - int(self), other)
+        return self._linear(other - int(self), other, -1, 1)
 
     def __neg__(self) -> TracedDim:
-        return TracedDim(-int(self), self.origin)
+        return TracedDim(-int(self), _scaled(self.origin, -1))
+
+    def __mul__(self, other: Any) -> Any:
+        if not isinstance(other, int):
+            return int(self) * other
+        return self._linear(int(self) * other, other, int(other), int(self))
+
+    def __floordiv__(self, other: int) -> TracedDim:
+        return self._linear(int(self) // other, other, 1 / other, -int(self) / other**2)
+
+    def __mod__(self, other: int) -> TracedDim:
+        # Zero wherever sizes stay divisible, which the rules see to.
+        return TracedDim(int(self) % other)
 
     __radd__ = __add__
     __rmul__ = __mul__
+
+
+def _scaled(origin: Origin, factor: float) -> Origin:
+    return origin if factor == 1 else tuple((value, axis, f * factor) for value, axis, f in origin)
 
 
 class Value:

@@ -17,6 +17,8 @@ from fastprune.errors import GraphError, PlanError
 from fastprune.graph.counting import pruned_shape
 from fastprune.graph.groups import ChannelGraph
 from fastprune.graph.plan import PruningPlan
+from fastprune.graph.program import Op
+from fastprune.graph.rules import ARITHMETIC, GROUPING
 from fastprune.graph.trace import trace_program
 from fastprune.nn import ChannelSelect
 
@@ -63,7 +65,8 @@ def apply_plan(
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         memo[id(old)] = new
     small = copy.deepcopy(model, memo)
-    _update_sizes(model, small, cuts)
+    whole = {name for slot in graph.slots if slot.role == "group" for name in slot.parameters}
+    _update_sizes(model, small, tensors, cuts, whole)
     for name, kept in selects.items():
         _insert_select(small, name, kept)
     _verify(small, graph, stays, bool(selects))
@@ -85,7 +88,7 @@ def mask_plan(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Mo
     masks: dict[str, Tensor] = {}
     for slot in graph.slots:
         kept = stays[slot.channels]
-        if slot.role in ("index", "select") or kept.all():
+        if slot.role in ("index", "select", "divisor") or kept.all():
             continue
         for name in slot.parameters:
             tensor = tensors[name]
@@ -140,18 +143,21 @@ def _cut(tensor: Tensor, indices: Indices) -> Tensor:
     return new
 
 
-def _update_sizes(model: nn.Module, small: nn.Module, cuts: dict[str, Indices]) -> None:
-    """The size attributes of the modules whose parameters were cut."""
-    for owner in {name.rpartition(".")[0] for name in cuts}:
-        old, new = model.get_submodule(owner), small.get_submodule(owner)
+def _update_sizes(
+    model: nn.Module, small: nn.Module, tensors: dict[str, Tensor], cuts: dict[str, Indices], whole: set[str]
+) -> None:
+    """The size attributes of every module that holds a tensor that was cut, under whatever name."""
+    cut = {id(tensors[name]): name for name in cuts}
+    for old, new in zip(model.modules(), small.modules(), strict=True):
+        held = [cut[id(t)] for t in (*old._parameters.values(), *old._buffers.values()) if id(t) in cut]
+        if not held:
+            continue
         if isinstance(new, _ConvNd) and isinstance(old, _ConvNd):
-            lead, per_group = new.weight.shape[0], new.weight.shape[1]
-            if old.groups > 1:
-                new.groups = old.groups * lead // old.weight.shape[0]
-            sizes = (lead, per_group * new.groups)
-            new.in_channels, new.out_channels = sizes if new.transposed else sizes[::-1]
+            _update_convolution(old, new, not whole.isdisjoint(held))
         elif isinstance(new, nn.Linear):
             new.out_features, new.in_features = new.weight.shape
+        elif isinstance(new, nn.Embedding):
+            new.num_embeddings, new.embedding_dim = new.weight.shape
         elif isinstance(new, _NormBase):
             vector = new.weight if new.weight is not None else new.running_mean
             if vector is not None:
@@ -161,6 +167,18 @@ def _update_sizes(model: nn.Module, small: nn.Module, cuts: dict[str, Indices]) 
             new.num_groups, new.num_channels = old.num_groups * width // old.num_channels, width
         elif isinstance(new, nn.PReLU):
             new.num_parameters = new.weight.shape[0]
+
+
+def _update_convolution(old: _ConvNd, new: _ConvNd, whole: bool) -> None:
+    if not isinstance(new.weight, Tensor):
+        return
+    lead, per_group = new.weight.shape[0], new.weight.shape[1]
+    if whole:
+        new.groups = old.groups * lead // old.weight.shape[0]
+    if old.groups > 1 and min(old.in_channels, old.out_channels) > old.groups:
+        setattr(new, GROUPING, "whole" if whole else "within")
+    sizes = (lead, per_group * new.groups)
+    new.in_channels, new.out_channels = sizes if new.transposed else sizes[::-1]
 
 
 def _insert_select(small: nn.Module, name: str, kept: Tensor) -> None:
@@ -190,6 +208,13 @@ def _verify(small: nn.Module, graph: ChannelGraph, stays: NDArray[np.bool_], sel
     if len(before) != len(after):
         raise PlanError(f"the pruned network runs {len(after)} ops, the unpruned one {len(before)}; {hint}")
     for old, new in zip(before, after, strict=True):
+        if old.name != new.name or len(old.outputs) != len(new.outputs):
+            raise PlanError(f"op {old.index}: the pruned network runs {new.name}, the unpruned one {old.name}; {hint}")
+        if old.name in ARITHMETIC and _numbers(old) != _numbers(new):
+            raise PlanError(
+                f"op {old.index} ({old.name}): computes with {_numbers(new)} after pruning, with {_numbers(old)} before, "
+                f"a number that depends on how many channels there are; {hint}"
+            )
         for made, got in zip(old.outputs, new.outputs, strict=True):
             expected = pruned_shape(made.shape, graph.maps[made.id], stays)
             if got.shape != expected:
@@ -197,6 +222,10 @@ def _verify(small: nn.Module, graph: ChannelGraph, stays: NDArray[np.bool_], sel
                     f"op {old.index} ({old.name}): expected shape {list(expected)} after pruning, "
                     f"got {list(got.shape)}; {hint}"
                 )
+
+
+def _numbers(op: Op) -> list[float]:
+    return [a for a in (*op.args, *op.kwargs.values()) if isinstance(a, (int, float)) and not isinstance(a, bool)]
 
 
 def _new_select(inputs: list[Any]) -> bool:

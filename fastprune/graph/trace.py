@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastprune.errors import GraphError
 from fastprune.graph.program import Op, Program, TracedDim, Value
-from fastprune.graph.rules import INPLACE_POSITION, METADATA, NATIVE, RULES, op_name
+from fastprune.graph.rules import CREATION, INPLACE_POSITION, METADATA, NATIVE, RULES, UNIFORM, op_name
 
 __all__ = ["Example", "Scan", "example_inputs", "scan", "trace_program", "used_parameters"]
 
@@ -34,7 +34,7 @@ _FIRST = {"input": 0, "query": 0, "self": 0, "key": 1, "other": 1, "weight": 1, 
 class _FunctionEntry:
     """What the tracer knows of one torch function; looked up by the function object, made once a process."""
 
-    __slots__ = ("inplace", "inplace_position", "metadata", "name", "native", "ruled", "shape", "shape_query")
+    __slots__ = ("inplace", "inplace_position", "metadata", "name", "native", "ruled", "shape", "shape_query", "sized")
 
     def __init__(self, func: Callable[..., Any]) -> None:
         self.name, self.inplace = op_name(func)
@@ -43,6 +43,7 @@ class _FunctionEntry:
         self.metadata = self.name in METADATA
         self.native = self.name in NATIVE
         self.ruled = self.name in RULES
+        self.sized = self.name in UNIFORM or self.name in CREATION
         rule = RULES.get(self.name)
         self.shape = rule.shape if rule is not None else None
         self.inplace_position = INPLACE_POSITION.get(self.name, 1 << 30)
@@ -192,7 +193,7 @@ class _Tracer(TorchFunctionMode):
             if value.source != "constant":
                 break
         else:
-            return func(*args, **kwargs)
+            return self._without_inputs(entry, func, args, kwargs)
         if entry.inplace and inputs[0].source in ("parameter", "buffer"):
             return args[0]  # counters and running statistics are the network's, not ours to change
 
@@ -233,6 +234,18 @@ class _Tracer(TorchFunctionMode):
             op.outputs.append(self.bind(tensor, shape or tuple(tensor.shape), "op", index))
         return result
 
+    def _without_inputs(
+        self, entry: _FunctionEntry, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Constants stay as they are, unless their size or content was computed from a tensor's shape."""
+        result = func(*args, **kwargs)
+        if entry.sized and _computed_from_sizes((args, tuple(kwargs.values()))):
+            op = Op(len(self.ops), entry.name, func, list(args), dict(kwargs), [])
+            self.ops.append(op)
+            if entry.name in UNIFORM:
+                op.outputs.append(self.bind(result, tuple(result.shape), "op", op.index))
+        return result
+
     def _traced(self, answer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A size, or all of them, that knows the tensor it was read from."""
         value = self.table.get(id(args[0] if args else kwargs.get("input")))
@@ -241,10 +254,10 @@ class _Tracer(TorchFunctionMode):
         if value.producer >= 0 and self.ops[value.producer].name in _VIEWED_FOR_SIZE:
             value.uses += 1
         if not isinstance(answer, int):
-            return torch.Size([TracedDim(n, ((value.id, axis),)) for axis, n in enumerate(answer)])
+            return torch.Size([TracedDim(n, ((value.id, axis, 1),)) for axis, n in enumerate(answer)])
         dim = args[1] if len(args) > 1 else kwargs.get("dim")
         axes = range(len(value.shape)) if dim is None else (int(dim) % len(value.shape),)
-        return TracedDim(answer, tuple((value.id, axis) for axis in axes))
+        return TracedDim(answer, tuple((value.id, a, answer / value.shape[a]) for a in axes if value.shape[a]))
 
     def _result(
         self,
@@ -290,6 +303,12 @@ class _Tracer(TorchFunctionMode):
             except (NotImplementedError, RuntimeError, TypeError, ValueError):
                 raise GraphError(f"tracing stopped at op {op.index}, {op.name}: {problem}") from problem
         return _map(lambda t: self.stand_in(tuple(t.shape), t.dtype, devices[0]), result)
+
+
+def _computed_from_sizes(tree: Any) -> bool:
+    if isinstance(tree, (tuple, list)):
+        return any(_computed_from_sizes(item) for item in tree)
+    return isinstance(tree, TracedDim)
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

@@ -6,17 +6,34 @@ Third-party code adds a rule the same way, with :func:`rule`.
 
 from __future__ import annotations
 
-from fastprune.graph.rules import attention, combine, layers, pointwise, reduce, views
-from fastprune.graph.rules._table import INPLACE_POSITION, METADATA, NATIVE, RULES, Rule, op_name, rule
+from fastprune.graph.rules import attention, combine, indexing, layers, pointwise, reduce, views
+from fastprune.graph.rules.combine import ARITHMETIC
+from fastprune.graph.rules.layers import GROUPING
+from fastprune.graph.rules._table import (
+    CREATION,
+    INPLACE_POSITION,
+    METADATA,
+    NATIVE,
+    RULES,
+    UNIFORM,
+    Rule,
+    op_name,
+    rule,
+)
 
 __all__ = [
+    "ARITHMETIC",
+    "CREATION",
+    "GROUPING",
     "INPLACE_POSITION",
     "METADATA",
     "NATIVE",
     "RULES",
+    "UNIFORM",
     "Rule",
     "attention",
     "combine",
+    "indexing",
     "layers",
     "op_name",
     "pointwise",

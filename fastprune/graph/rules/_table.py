@@ -9,7 +9,7 @@ from typing import Any
 from fastprune.graph.channels import ChannelTracker
 from fastprune.graph.program import Op
 
-__all__ = ["INPLACE_POSITION", "METADATA", "NATIVE", "RULES", "Rule", "op_name", "rule"]
+__all__ = ["CREATION", "INPLACE_POSITION", "METADATA", "NATIVE", "RULES", "UNIFORM", "Rule", "op_name", "rule"]
 
 Shape = tuple[int, ...]
 ShapeRule = Callable[[Op], "Shape | list[Shape] | None"]
@@ -44,6 +44,10 @@ METADATA = frozenset(
     "_is_view retains_grad output_nr __class__ __reduce_ex__ __deepcopy__ volatile numpy _assert _assert_async "
     "is_mtia is_maia is_vulkan is_ipu is_xla is_hpu name".split()
 )
+
+# Make a tensor out of numbers; traced where a number is a size that the forward pass read.
+CREATION = frozenset("arange linspace eye rand randn randint randperm tensor new_tensor as_tensor".split())
+UNIFORM = frozenset(("zeros", "ones", "full", "empty"))
 
 # Where a function takes ``inplace`` by position.
 INPLACE_POSITION = {

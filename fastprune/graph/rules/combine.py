@@ -7,16 +7,20 @@ from typing import Any
 import numpy as np
 
 from fastprune.graph.channels import FIXED, ChannelTracker, Map
-from fastprune.graph.program import Op, Value
+from fastprune.graph.program import Op, TracedDim, Value
 from fastprune.graph.rules._table import rule
 
-__all__: list[str] = []
+__all__ = ["ARITHMETIC"]
 
 
-def broadcast_shape(op: Op) -> tuple[int, ...]:
+def broadcast_shape(op: Op) -> tuple[int, ...] | None:
     inputs = op.inputs
-    shape = inputs[0].shape
+    shape, dtype = inputs[0].shape, inputs[0].dtype
+    if not dtype.is_floating_point:
+        return None  # the meta device knows what type comes out
     for value in inputs[1:]:
+        if value.dtype is not dtype:
+            return None
         if value.shape != shape:
             shape = np.broadcast_shapes(shape, value.shape)
     return shape
@@ -63,25 +67,32 @@ def _meet_plain(tracker: ChannelTracker, op: Op, ids: Map, value: Value) -> None
         tracker.fix(value, f"{op.name} (op {op.index}) spreads it over all channels")
         return
     if value.source in ("parameter", "buffer") and len(axes) == 1:
-        tracker.slot("shift", wide[0] - offset, ids.reshape(-1), value)
+        role = "shift" if op.name in _LINEAR else "divisor"
+        tracker.slot(role, wide[0] - offset, ids.reshape(-1), value)
         return
     what = value.name or f"a tensor of shape {list(value.shape)}"
     tracker.freeze(ids, f"{op.name} (op {op.index}) combines them with {what}, which has a fixed size")
     tracker.fix(value, f"{op.name} (op {op.index}) computes with it")
 
 
-@rule(
-    *(
-        "add sub rsub mul div rdiv true_divide multiply subtract divide pow rpow maximum minimum fmax fmin atan2 "
-        "floor_divide remainder fmod eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or "
-        "addcmul addcdiv lerp masked_fill where copysign hypot xlogy expand_as mse_loss float_power copy"
-    ).split(),
-    shape=broadcast_shape,
+ARITHMETIC = frozenset(
+    "add sub rsub mul div rdiv true_divide multiply subtract divide pow rpow maximum minimum fmax fmin atan2 "
+    "floor_divide remainder fmod addcmul addcdiv lerp copysign hypot xlogy float_power rfloor_divide".split()
 )
+_COMPARISONS = (
+    "eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor where masked_fill".split()
+)
+# What a mask may make zero in without making the result infinite.
+_LINEAR = frozenset("add sub rsub mul multiply subtract addcmul lerp copy".split())
+
+
+@rule(*_COMPARISONS)
+@rule(*ARITHMETIC, "expand_as", "mse_loss", "copy", shape=broadcast_shape)
 def elementwise(tracker: ChannelTracker, op: Op) -> None:
     """Channels at equal positions are tied; a parameter operand gets a slot; numbers change nothing."""
-    if not op.outputs:
-        return
+    for number in op.args:
+        if number.__class__ is TracedDim:
+            tracker.follow(number, None, f"{op.name} (op {op.index}) computes with their number")
     ndim = len(op.outputs[0].shape)
     result: Map | None = None
     holder: Value | None = None
@@ -99,12 +110,16 @@ def elementwise(tracker: ChannelTracker, op: Op) -> None:
                 break
             if result is other:
                 holder = value
+    if result is None and len(plain) == len(op.inputs):
+        holder = next((v for v in plain if v.shape == op.outputs[0].shape and tracker.adopt(v) is not None), None)
+        result = tracker.map(holder) if holder is not None else None
     if result is None:
         for value in op.inputs:
             tracker.fix(value, f"{op.name} (op {op.index}) computes with it")
     else:
         for value in plain:
-            _meet_plain(tracker, op, result, value)
+            if value is not holder:
+                _meet_plain(tracker, op, result, value)
     tracker.pass_on(op, result)
 
 

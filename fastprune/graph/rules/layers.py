@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from torch.nn.modules.conv import _ConvNd
 
 from fastprune.errors import GraphError
 from fastprune.graph.channels import ChannelTracker, LayerCall, Map
 from fastprune.graph.program import Op, TracedDim, Value
 from fastprune.graph.rules._table import rule
 
-__all__: list[str] = []
+__all__ = ["GROUPING"]
+
+# Attribute of a pruned grouped convolution: whether its conv groups are dropped "whole" or get narrower "within".
+GROUPING = "_fastprune_grouping"
 
 
 def _per_axis(value: Any, count: int) -> tuple[int, ...]:
@@ -89,23 +93,33 @@ def _convolution(tracker: ChannelTracker, op: Op, *, groups: int, transposed: bo
     made = op.outputs[0]
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
     outputs: Map | None = None
-    if weight.source != "parameter":
-        reason = f"the weight of {op.name} (op {op.index}) is computed in the forward pass"
-        tracker.freeze(inputs, reason)
-        for value in op.inputs[1:]:
-            tracker.fix(value, reason)
+    if weight.source not in ("parameter", "buffer"):
+        outputs = _computed(tracker, op, inputs, made.shape[1])
         inputs = None
     elif groups == 1:
         outputs = _outputs(tracker, weight, out_dim, made.shape[1])
         tracker.slot("out", out_dim, outputs, weight)
         tracker.slot("in", in_dim, inputs, weight)
         tracker.slot("bias", 0, outputs, bias)
-    else:
-        outputs = _grouped(tracker, op, x, weight, bias, inputs, groups)
+    elif inputs is not None and _by_whole_groups(tracker, op, groups):
+        outputs = _whole_groups(tracker, op, inputs, groups)
         inputs = None
+    else:
+        outputs, inputs = _within_groups(tracker, op, inputs, groups, out_dim)
     tracker.layers.append(LayerCall("conv", op, outputs, inputs))
-    if outputs is not None:
-        tracker.set(made, outputs.reshape(1, -1, *(1,) * (len(made.shape) - 2)))
+    tracker.set(made, outputs.reshape(1, -1, *(1,) * (len(made.shape) - 2)))
+
+
+def _computed(tracker: ChannelTracker, op: Op, inputs: Map | None, count: int) -> Map:
+    """A weight made in the forward pass (weight norm, standardised or generated weights) fixes both of its sides."""
+    reason = f"the weight of {op.name} (op {op.index}) is computed in the forward pass"
+    tracker.freeze(inputs, reason)
+    for value in op.inputs[1:]:
+        tracker.freeze(tracker.map(value), reason)
+        tracker.fix(value, reason)
+    outputs = tracker.new(count, tracker.layer_behind(op.inputs[1]) or f"{op.name} (op {op.index})")
+    tracker.freeze(outputs, reason)
+    return outputs
 
 
 def _outputs(tracker: ChannelTracker, weight: Value, dim: int, count: int) -> Map:
@@ -114,29 +128,61 @@ def _outputs(tracker: ChannelTracker, weight: Value, dim: int, count: int) -> Ma
     return before if before is not None else tracker.new(count, weight.name.rpartition(".")[0] or weight.name)
 
 
-def _grouped(
-    tracker: ChannelTracker, op: Op, x: Value, weight: Value, bias: Value | None, inputs: Map | None, groups: int
-) -> Map | None:
+def _by_whole_groups(tracker: ChannelTracker, op: Op, groups: int) -> bool:
+    """Whether conv groups are dropped whole, or every one of them gets narrower: whichever gives more choice.
+
+    A pruned layer goes on as it began, so that the channel groups of gradual pruning stay the same.
+    """
+    weight = op.inputs[1]
+    module = tracker.owner(weight)
+    counts = isinstance(module, _ConvNd) and module.groups == groups
+    if not counts and not isinstance(groups, TracedDim):
+        return False
+    before = getattr(module, GROUPING, None)
+    if before is not None:
+        return before == "whole"
+    return groups >= min(op.inputs[0].shape[1], op.outputs[0].shape[1]) // groups
+
+
+def _whole_groups(tracker: ChannelTracker, op: Op, inputs: Map, groups: int) -> Map:
     """Conv group j reads its own inputs only: all of them and all its outputs are one unit.
 
     The dimension that the weight shares between groups keeps its size; the other one holds the units.
     """
-    width = op.outputs[0].shape[1]
-    owner = tracker.owner(weight)
-    follows = isinstance(groups, TracedDim) or getattr(owner, "groups", None) == groups
-    if inputs is None or not follows:
-        if inputs is not None:
-            tracker.freeze(inputs, f"{op.name} (op {op.index}) has a hard-coded number of groups")
-        tracker.slot("out", 0, None, weight)
-        tracker.slot("bias", 0, None, bias)
-        return None
+    weight, width = op.inputs[1], op.outputs[0].shape[1]
     outputs = _outputs(tracker, weight, -1, width)
     tracker.by_dim.setdefault((weight.name, -1), outputs)
     # Dimension 0 of the weight is the outputs of a convolution, the inputs of a transposed one.
-    tracker.slot("group", 0, outputs if weight.shape[0] == width and op.name[4] != "_" else inputs, weight)
-    tracker.slot("bias", 0, outputs, bias)
+    tracker.slot("group", 0, inputs if op.name.startswith("conv_transpose") else outputs, weight)
+    tracker.slot("bias", 0, outputs, op.arg(2, "bias"))
     tracker.tie_rows(np.concatenate([inputs.reshape(groups, -1), outputs.reshape(groups, -1)], axis=1))
+    if isinstance(groups, TracedDim):
+        reason = f"{op.name} (op {op.index}) has another number of groups than these"
+        tracker.follow(groups, outputs.reshape(groups, -1)[:, 0], reason)
     return outputs
+
+
+def _within_groups(
+    tracker: ChannelTracker, op: Op, inputs: Map | None, groups: int, out_dim: int
+) -> tuple[Map, Map | None]:
+    """Channel j of every conv group is one unit, on either side; the number of groups stays.
+
+    Of the dimension that the weight shares between groups, the first group's channels stand for all.
+    """
+    weight = op.inputs[1]
+    outputs = _outputs(tracker, weight, -1, op.outputs[0].shape[1])
+    tracker.by_dim.setdefault((weight.name, -1), outputs)
+    rows = outputs.reshape(groups, -1)
+    tracker.tie_rows(rows.T)
+    tracker.slot("out", out_dim, outputs if out_dim == 0 else rows[0], weight)
+    tracker.slot("bias", 0, outputs, op.arg(2, "bias"))
+    if inputs is None:
+        tracker.slot("in", 1 - out_dim, None, weight)
+        return outputs, None
+    columns = inputs.reshape(groups, -1)
+    tracker.tie_rows(columns.T)
+    tracker.slot("in", 1 - out_dim, inputs if out_dim == 1 else columns[0], weight)
+    return outputs, columns[0]
 
 
 def linear_shape(op: Op) -> tuple[int, ...]:
@@ -159,12 +205,8 @@ def _product(
 ) -> None:
     inputs = tracker.axis(x, -1, op)
     made = op.outputs[0]
-    outputs: Map | None = None
-    if weight.source != "parameter" or len(weight.shape) != 2:
-        reason = f"the weight of {op.name} (op {op.index}) is computed in the forward pass"
-        tracker.freeze(inputs, reason)
-        for value in op.inputs[1:]:
-            tracker.fix(value, reason)
+    if len(weight.shape) != 2 or (weight.source not in ("parameter", "buffer")):
+        outputs = _computed(tracker, op, inputs, made.shape[-1] if len(weight.shape) == 2 else 1)
         inputs = None
     else:
         outputs = _outputs(tracker, weight, 1 - in_dim, weight.shape[1 - in_dim])
@@ -173,7 +215,6 @@ def _product(
         tracker.slot("bias", 0, outputs, bias)
     if len(weight.shape) == 2:
         tracker.layers.append(LayerCall("linear", op, outputs, inputs))
-    if outputs is not None:
         tracker.set(made, outputs.reshape((1,) * (len(made.shape) - 1) + (-1,)))
 
 

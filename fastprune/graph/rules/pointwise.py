@@ -23,19 +23,26 @@ UNARY = (
     "softsign softshrink hardshrink tanhshrink logsigmoid threshold rrelu dropout alpha_dropout dropout1d dropout2d "
     "dropout3d feature_alpha_dropout feature_dropout neg abs positive exp expm1 log log1p log2 log10 sqrt rsqrt "
     "square reciprocal sin cos tan atan erf erfc sign round floor ceil trunc frac clamp clip clamp_min clamp_max "
-    "contiguous clone detach float half double bfloat16 to type cpu cuda zeros_like ones_like empty_like rand_like "
-    "randn_like full_like bernoulli nan_to_num requires_grad data logical_not isnan isinf isfinite bitwise_not int "
-    "long bool fill zero alias identity logit"
+    "contiguous clone detach nan_to_num requires_grad data fill zero alias identity logit bernoulli"
+).split()
+
+# The meta device knows the type that comes out.
+TYPED = (
+    "float half double bfloat16 int long bool to type type_as cpu cuda zeros_like ones_like empty_like rand_like "
+    "randn_like full_like logical_not isnan isinf isfinite bitwise_not"
 ).split()
 
 
+@rule(*TYPED)
 @rule(*UNARY, shape=same_shape)
 def unary(tracker: ChannelTracker, op: Op) -> None:
     """The output has the first input's channels."""
     source = op.inputs[0]
     ids = tracker.map(source)
     if ids is None and source.name:
-        tracker.fix(source, f"{op.name} (op {op.index}) computes with it")
+        ids = tracker.adopt(source)
+        if ids is None:
+            tracker.fix(source, f"{op.name} (op {op.index}) computes with it")
     if len(op.inputs) == 1:
         tracker.maps[op.outputs[0].id] = ids
         return
@@ -127,13 +134,14 @@ def across_channels(tracker: ChannelTracker, op: Op) -> None:
     tracker.stop(op, f"{op.name} computes across these channels")
 
 
-@rule("softmax", "log_softmax", "softmin", "gumbel_softmax", "cumsum", "cumprod", "sort", "argsort", "flip")
+@rule("softmax", "log_softmax", "softmin", "gumbel_softmax", "cumsum", "cumprod", "sort", "argsort", "flip", "cummax")
+@rule("topk", "logcumsumexp")
 def along_one_axis(tracker: ChannelTracker, op: Op) -> None:
     """Fine along other axes; along the channel axis every channel depends on the others."""
     ids = tracker.map(op.inputs[0])
     if ids is None:
         return
-    dim = op.arg(1, "dim", op.kwargs.get("dims", -1))
+    dim = op.arg(2 if op.name == "topk" else 1, "dim", op.kwargs.get("dims", -1))
     dims = dim if isinstance(dim, (tuple, list)) else (dim,)
     if dim is None or any(ids.shape[d] > 1 for d in dims):
         tracker.stop(op, f"{op.name} runs along these channels")
@@ -198,6 +206,17 @@ def pool(tracker: ChannelTracker, op: Op) -> None:
     """Channels pass through."""
     digits = [c for c in op.name if c.isdigit()]
     _spatial(tracker, op, int(digits[0]) if digits else 2)
+
+
+@rule("max_unpool1d", "max_unpool2d", "max_unpool3d")
+def unpool(tracker: ChannelTracker, op: Op) -> None:
+    """Channels pass through; the positions come from a pooling of the same channels."""
+    ids, positions = tracker.map(op.inputs[0]), tracker.map(op.inputs[1])
+    if ids is None or positions is None or ids.shape != positions.shape:
+        tracker.stop(op, f"{op.name} (op {op.index}) takes positions from another tensor")
+        return
+    tracker.tie(ids, positions)
+    _spatial(tracker, op, len(op.inputs[0].shape) - 2)
 
 
 @rule("interpolate", "upsample", "upsample_nearest", "upsample_bilinear", "grid_sample")

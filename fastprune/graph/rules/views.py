@@ -11,19 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from fastprune.graph.channels import FIXED, ChannelTracker, Map
+from fastprune.graph.channels import FIXED, ChannelTracker, Map, along
 from fastprune.graph.program import Op, TracedDim, Value
-from fastprune.graph.rules._table import rule
+from fastprune.graph.rules._table import CREATION, rule
 
-__all__: list[str] = []
+__all__ = ["follow", "native_map"]
 
 
-def _native(tracker: ChannelTracker, op: Op) -> Map | None:
-    """The map of the first input; a parameter that is viewed before use is fixed."""
+def native_map(tracker: ChannelTracker, op: Op) -> Map | None:
+    """The map of the first input; a bare vector gets one, another parameter that is viewed before use is fixed."""
     source = op.inputs[0]
-    if tracker.map(source) is None:
-        tracker.fix(source, f"{op.name} (op {op.index}) rearranges it before use")
-    return tracker.map(source)
+    ids = tracker.map(source)
+    if ids is None:
+        ids = tracker.adopt(source)
+        if ids is None:
+            tracker.fix(source, f"{op.name} (op {op.index}) rearranges it before use")
+    return ids
 
 
 def _sizes(op: Op) -> list[Any]:
@@ -36,24 +39,34 @@ def _sizes(op: Op) -> list[Any]:
 @rule("view", "reshape", "view_as", "reshape_as", "flatten", "unflatten", native=True)
 def reshape(tracker: ChannelTracker, op: Op) -> None:
     """Blocks of axes with equal products are reshaped on their own."""
-    ids = _native(tracker, op)
-    if ids is None:
-        return
+    ids = native_map(tracker, op)
     before, after = op.inputs[0].shape, op.outputs[0].shape
-    for extra in op.inputs[1:]:
-        tracker.fix(extra, f"{op.name} reads its shape")
-    flexible = [True] * len(after)
+    sizes: list[Any] = [-1] * len(after)
     if op.name in ("view", "reshape"):
         sizes = _sizes(op)
         if len(sizes) != len(after) or not all(isinstance(s, int) for s in sizes):
             tracker.freeze(ids, f"{op.name} (op {op.index}) changes their type")
             return
-        flexible = [isinstance(s, TracedDim) or s == -1 for s in sizes]
     elif op.name == "unflatten":
         dim = op.arg(1, "dim") % len(before)
-        sizes = list(op.arg(2, "sizes"))
-        flexible[dim : dim + len(sizes)] = [isinstance(s, TracedDim) or s == -1 for s in sizes]
-    tracker.pass_on(op, _reshaped(tracker, op, ids, before, after, flexible))
+        given = list(op.arg(2, "sizes"))
+        sizes[dim : dim + len(given)] = given
+    elif op.name in ("view_as", "reshape_as"):
+        other = op.inputs[1]
+        sizes = [TracedDim(n, ((other.id, axis, 1),)) for axis, n in enumerate(other.shape)]
+    flexible = [s == -1 or bool(tracker.counted(s)) for s in sizes]
+    if ids is not None:
+        ids = _reshaped(tracker, op, ids, before, after, flexible)
+        tracker.pass_on(op, ids)
+    for axis, size in enumerate(sizes):
+        follow(tracker, op, ids, axis, size)
+
+
+def follow(tracker: ChannelTracker, op: Op, ids: Map | None, axis: int, size: Any) -> None:
+    """An axis that was given a size read from channels must keep as many as that says."""
+    if size.__class__ is TracedDim:
+        kept = along(ids, axis) if ids is not None and ids.shape[axis] > 1 else None
+        tracker.follow(size, kept, f"{op.name} (op {op.index}) needs their number")
 
 
 def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[range, range]]:
@@ -104,15 +117,17 @@ def _reshaped(
             return result
         fixed = [j for j in wide if not flexible[j]]
         if fixed:
-            moved = np.moveaxis(result, movable[0], 0).reshape(after[movable[0]], -1)
-            tracker.tie_rows(moved)
-    # Axes along which nothing changes carry no channels.
+            rows = np.moveaxis(result, movable[0], 0)
+            tracker.tie_rows(rows.reshape(len(rows), -1))
+            # What is tied along an axis needs no entry of its own there.
+            for j in fixed:
+                result = result.take([0], axis=j)
     return result
 
 
 @rule("permute", native=True)
 def permute(tracker: ChannelTracker, op: Op) -> None:
-    ids = _native(tracker, op)
+    ids = native_map(tracker, op)
     if ids is not None:
         order = _sizes(op) or list(op.kwargs["dims"])
         tracker.pass_on(op, ids.transpose([int(d) for d in order]))
@@ -120,21 +135,21 @@ def permute(tracker: ChannelTracker, op: Op) -> None:
 
 @rule("transpose", "swapaxes", "swapdims", native=True)
 def transpose(tracker: ChannelTracker, op: Op) -> None:
-    ids = _native(tracker, op)
+    ids = native_map(tracker, op)
     if ids is not None:
         tracker.pass_on(op, ids.swapaxes(op.arg(1, "dim0"), op.arg(2, "dim1")))
 
 
 @rule("t", "T", "mT", "adjoint", native=True)
 def t(tracker: ChannelTracker, op: Op) -> None:
-    ids = _native(tracker, op)
+    ids = native_map(tracker, op)
     if ids is not None and ids.ndim > 1:
         tracker.pass_on(op, ids.swapaxes(-1, -2))
 
 
 @rule("movedim", "moveaxis", native=True)
 def movedim(tracker: ChannelTracker, op: Op) -> None:
-    ids = _native(tracker, op)
+    ids = native_map(tracker, op)
     if ids is not None:
         tracker.pass_on(op, np.moveaxis(ids, op.arg(1, "source"), op.arg(2, "destination")))
 
@@ -142,7 +157,7 @@ def movedim(tracker: ChannelTracker, op: Op) -> None:
 @rule("squeeze", "unsqueeze", native=True)
 def squeeze(tracker: ChannelTracker, op: Op) -> None:
     """Only axes of size one come and go, so the map keeps its order."""
-    ids = _native(tracker, op)
+    ids = native_map(tracker, op)
     if ids is None:
         return
     if op.name == "unsqueeze":
@@ -159,21 +174,21 @@ def squeeze(tracker: ChannelTracker, op: Op) -> None:
 
 @rule("expand", "broadcast_to", native=True)
 def expand(tracker: ChannelTracker, op: Op) -> None:
-    ids = _native(tracker, op)
-    if ids is None:
-        return
-    after = op.outputs[0].shape
-    ids = ids.reshape((1,) * (len(after) - ids.ndim) + ids.shape)
-    for axis, size in enumerate(_sizes(op)[-len(after) :]):
-        if ids.shape[axis] > 1 and size != -1 and not isinstance(size, TracedDim):
+    ids = native_map(tracker, op)
+    after, sizes = op.outputs[0].shape, _sizes(op)
+    if ids is not None:
+        ids = ids.reshape((1,) * (len(after) - ids.ndim) + ids.shape)
+        tracker.pass_on(op, ids)
+    for axis, size in enumerate(sizes):
+        if ids is not None and ids.shape[axis] > 1 and size != -1 and not tracker.counted(size):
             tracker.freeze(ids, f"{op.name} (op {op.index}) to a hard-coded size {size}")
-    tracker.pass_on(op, ids)
+        follow(tracker, op, ids, axis, size)
 
 
 @rule("repeat", "tile", "repeat_interleave", "roll")
 def repeat(tracker: ChannelTracker, op: Op) -> None:
     """Along other axes channels stay as they are."""
-    ids = _native(tracker, op)
+    ids = native_map(tracker, op)
     if ids is None:
         return
     before, after = op.inputs[0].shape, op.outputs[0].shape
@@ -197,147 +212,6 @@ def _tiled(ids: Map, times: int, *, axis: int) -> Map:
     return np.concatenate([ids] * times, axis=axis)
 
 
-def _split_evenly(tracker: ChannelTracker, ids: Map, axis: int, width: int) -> None:
-    """Ties position i of every piece of ``width`` along the axis, so that pieces stay equally wide."""
-    moved = np.moveaxis(ids, axis, 0)
-    tracker.tie_rows(moved.reshape(moved.shape[0] // width, width, -1).swapaxes(0, 1).reshape(width, -1))
-
-
-def _pieces(tracker: ChannelTracker, op: Op, ids: Map, axis: int, traced: bool, reason: str) -> None:
-    """The outputs are consecutive pieces along ``axis``."""
-    bounds = np.cumsum([0, *(out.shape[axis] for out in op.outputs)])
-    size = op.inputs[0].shape[axis]
-    if len(op.outputs) > 1 or bounds[-1] != size:
-        if traced:
-            _split_evenly(tracker, ids, axis, math.gcd(size, *(int(b) for b in bounds)))
-        else:
-            tracker.freeze(ids, reason)
-    for out, start, stop in zip(op.outputs, bounds[:-1], bounds[1:], strict=True):
-        tracker.set(out, np.take(ids, np.arange(start, stop), axis=axis))
-
-
-@rule("chunk", "tensor_split", "split", "split_with_sizes", native=True)
-def split(tracker: ChannelTracker, op: Op) -> None:
-    """Equal chunks are tied so that they stay equal; hard-coded sizes freeze what they cut."""
-    ids = _native(tracker, op)
-    if ids is None:
-        return
-    size = op.arg(1, "split_size", op.arg(1, "chunks", op.arg(1, "split_size_or_sections")))
-    if size is None:
-        size = op.kwargs.get("split_sizes", op.kwargs.get("indices_or_sections"))
-    axis = int(op.arg(2, "dim", 0)) % ids.ndim
-    if ids.shape[axis] == 1:
-        tracker.pass_on(op, ids)
-        return
-    even = len({out.shape[axis] for out in op.outputs}) == 1
-    if op.name in ("chunk", "tensor_split"):
-        traced = isinstance(size, int) and even
-    else:
-        sizes = size if isinstance(size, (tuple, list)) else (size,)
-        traced = all(isinstance(s, TracedDim) for s in sizes) and (even or isinstance(size, (tuple, list)))
-    _pieces(tracker, op, ids, axis, traced, f"{op.name} (op {op.index}) cuts them at hard-coded sizes")
-
-
-@rule("narrow", native=True)
-def narrow(tracker: ChannelTracker, op: Op) -> None:
-    ids = _native(tracker, op)
-    if ids is None:
-        return
-    axis = int(op.arg(1, "dim")) % ids.ndim
-    start, length = op.arg(2, "start"), op.arg(3, "length")
-    tracker.pass_on(op, _cut(tracker, op, ids, axis, slice(start, start + length), op.inputs[0].shape[axis]))
-
-
-@rule("select", "unbind", native=True)
-def select(tracker: ChannelTracker, op: Op) -> None:
-    ids = _native(tracker, op)
-    if ids is None:
-        return
-    axis = int(op.arg(1, "dim", 0)) % ids.ndim
-    if ids.shape[axis] > 1:
-        tracker.stop(op, f"{op.name} (op {op.index}) takes channels by number")
-    else:
-        tracker.pass_on(op, np.squeeze(ids, axis=axis))
-
-
-def _cut(tracker: ChannelTracker, op: Op, ids: Map, axis: int, index: slice, size: int) -> Map:
-    """A slice along a channel axis: whole, at traced sizes (tied in equal pieces), or hard-coded (frozen)."""
-    start, stop, step = index.indices(size)
-    if ids.shape[axis] == 1:
-        return ids
-    if (start, step) == (0, 1) and stop == size and (index.stop is None or index.stop >= size):
-        return ids
-    traced = all(b is None or b == 0 or isinstance(b, TracedDim) for b in (index.start, index.stop))
-    if traced and step == 1:
-        _split_evenly(tracker, ids, axis, math.gcd(size, start, stop))
-    else:
-        tracker.freeze(ids, f"{op.name} (op {op.index}) takes channels by number")
-    return ids[(slice(None),) * axis + (slice(start, stop, step),)]
-
-
-@rule("getitem", native=True)
-def getitem(tracker: ChannelTracker, op: Op) -> None:
-    """Slices and integers; anything else freezes the channels."""
-    ids = _native(tracker, op)
-    for extra in op.inputs[1:]:
-        tracker.fix(extra, f"indexing (op {op.index}) reads it")
-    if ids is None:
-        return
-    index = op.args[1] if isinstance(op.args[1], (tuple, list)) else (op.args[1],)
-    plain = [i for i in index if i is None or i is Ellipsis or isinstance(i, (int, slice))]
-    if len(plain) != len(index) or any(isinstance(i, bool) for i in index):
-        tracker.stop(op, f"indexing by a tensor or list (op {op.index})")
-        return
-    shape = op.inputs[0].shape
-    missing = len(shape) - sum(i is not None and i is not Ellipsis for i in index)
-    full: list[Any] = []
-    for i in index:
-        full.extend([slice(None)] * missing if i is Ellipsis else [i])
-    if Ellipsis not in plain:
-        full.extend([slice(None)] * missing)
-    axis = source = 0
-    for i in full:
-        if i is None:
-            ids = np.expand_dims(ids, axis)
-            axis += 1
-            continue
-        if isinstance(i, slice):
-            ids = _cut(tracker, op, ids, axis, i, shape[source])
-            axis += 1
-        else:
-            if ids.shape[axis] > 1:
-                tracker.stop(op, f"indexing (op {op.index}) takes a channel by number")
-                return
-            ids = np.squeeze(ids, axis=axis)
-        source += 1
-    tracker.pass_on(op, ids)
-
-
-def index_select_shape(op: Op) -> tuple[int, ...]:
-    shape = list(op.inputs[0].shape)
-    shape[op.arg(1, "dim")] = math.prod(op.inputs[-1].shape)
-    return tuple(shape)
-
-
-@rule("index_select", shape=index_select_shape)
-def index_select(tracker: ChannelTracker, op: Op) -> None:
-    """By a buffer (ChannelSelect): the selected channels are new ones, dropped by shortening the buffer."""
-    source, index = op.inputs[0], op.inputs[-1]
-    ids = tracker.map(source)
-    axis = int(op.arg(1, "dim")) % len(source.shape)
-    reason = f"index_select (op {op.index}) takes channels by number"
-    if ids is not None and ids.shape[axis] == 1:
-        tracker.pass_on(op, ids)
-        return
-    tracker.freeze(ids, reason)
-    if index.source == "buffer" and axis == 1:
-        channels = tracker.new(index.shape[0], index.name.rpartition(".")[0])
-        tracker.slot("index", 0, channels, index)
-        shape = [1] * len(source.shape)
-        shape[axis] = -1
-        tracker.set(op.outputs[0], channels.reshape(shape))
-
-
 def pad_shape(op: Op) -> tuple[int, ...]:
     shape = list(op.inputs[0].shape)
     for i, amount in enumerate(op.arg(1, "pad")):
@@ -348,7 +222,7 @@ def pad_shape(op: Op) -> tuple[int, ...]:
 @rule("pad", shape=pad_shape)
 def pad(tracker: ChannelTracker, op: Op) -> None:
     """Padding on the channel axis adds positions that are never dropped (the option-A shortcut)."""
-    ids = _native(tracker, op)
+    ids = native_map(tracker, op)
     if ids is None:
         return
     amounts = list(op.arg(1, "pad"))
@@ -356,6 +230,8 @@ def pad(tracker: ChannelTracker, op: Op) -> None:
     for i in range(0, len(amounts), 2):
         axis = ids.ndim - 1 - i // 2
         low, high = int(amounts[i]), int(amounts[i + 1])
+        for amount in amounts[i : i + 2]:
+            tracker.follow(amount, None, f"pad (op {op.index}) needs their number")
         if ids.shape[axis] == 1 and op.inputs[0].shape[axis] > 1 or low == high == 0:
             continue
         if min(low, high) < 0 or mode != "constant":
@@ -367,8 +243,6 @@ def pad(tracker: ChannelTracker, op: Op) -> None:
         widths[axis] = (low, high)
         ids = np.pad(ids, widths, constant_values=FIXED)
     tracker.pass_on(op, ids)
-
-
 
 
 @rule("channel_shuffle", "native_channel_shuffle", shape=lambda op: op.inputs[0].shape)
@@ -414,3 +288,44 @@ def pixel_unshuffle(tracker: ChannelTracker, op: Op) -> None:
     if channels is not None:
         many = np.repeat(channels, op.arg(1, "downscale_factor") ** 2)
         tracker.pass_on(op, many.reshape((1,) * (len(x.shape) - 3) + (-1, 1, 1)))
+
+
+@rule("unfold")
+def unfold(tracker: ChannelTracker, op: Op) -> None:
+    """``F.unfold``: one channel becomes as many rows as the window has pixels; ``Tensor.unfold`` is another op."""
+    x, made = op.inputs[0], op.outputs[0]
+    channels = tracker.axis(x, 1, op) if len(made.shape) == 3 else None
+    if channels is None:
+        tracker.stop(op, f"unfold (op {op.index}) takes windows of these channels")
+        return
+    tracker.pass_on(op, np.repeat(channels, made.shape[1] // len(channels)).reshape(1, -1, 1))
+
+
+@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
+def uniform(tracker: ChannelTracker, op: Op) -> None:
+    """Equal elements: where a size is the number of some channels, they are those channels."""
+    made = op.outputs[0]
+    sizes = [s for s in _flat((*op.args, *op.kwargs.values())) if isinstance(s, int) and not isinstance(s, bool)]
+    reason = f"{op.name} (op {op.index}) needs their number"
+    counted = {axis: tracker.counted(s) for axis, s in enumerate(sizes[: len(made.shape)])}
+    counted = {axis: terms for axis, terms in counted.items() if terms}
+    if len(counted) == 1:
+        (axis, terms), = counted.items()
+        if len(terms) == 1 and terms[0][0] == 1 and len(terms[0][1]) == made.shape[axis]:
+            shape = [1] * len(made.shape)
+            shape[axis] = -1
+            tracker.set(made, terms[0][1].reshape(shape))
+            return
+    for axis in counted:
+        tracker.follow(sizes[axis], None, reason)
+
+
+@rule(*CREATION)
+def made_of_sizes(tracker: ChannelTracker, op: Op) -> None:
+    """What elements are depends on how many there are."""
+    for size in _flat((*op.args, *op.kwargs.values())):
+        tracker.follow(size, None, f"{op.name} (op {op.index}) computes with their number")
+
+
+def _flat(arguments: Any) -> list[Any]:
+    return [i for a in arguments for i in (_flat(a) if isinstance(a, (tuple, list)) else [a])]
