@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastprune.graph.program import Op, Value
+from fastprune.graph.program import Op, Program, Value
 
 __all__ = ["FIXED", "ChannelTracker", "Layer", "LayerCall", "Map", "RawSlot", "along"]
 
@@ -76,9 +76,9 @@ def along(ids: Map, axis: int) -> Map:
 class ChannelTracker:
     """Everything the rules note down. ``maps[value.id]`` is the value's channel map, or None without channels."""
 
-    maps: list[Map | None]
     modules: dict[str, Any]
-    selected: frozenset[int]
+    maps: list[Map | None] = field(default_factory=list)
+    selected: frozenset[int] = frozenset()
     ops: Sequence[Op] = ()
     next_id: int = 0
     producers: list[tuple[int, str]] = field(default_factory=list)
@@ -90,6 +90,13 @@ class ChannelTracker:
     fixed_parameters: dict[str, str] = field(default_factory=dict)
     balances: list[tuple[list[tuple[float, Map]], str]] = field(default_factory=list)
     adopted: set[int] = field(default_factory=set)
+
+    def start(self, program: Program, selected: frozenset[int]) -> None:
+        """Begins a program; ties and slots of an earlier one stay."""
+        self.maps = [None] * program.values
+        self.layers = []
+        self.selected = selected
+        self.ops = program.ops
 
     def new(self, count: int, name: str) -> Map:
         """``count`` new channels, made by the layer called ``name``."""

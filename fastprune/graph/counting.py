@@ -40,7 +40,7 @@ def count(graph: ChannelGraph, plan: PruningPlan | None = None, counting: str = 
         return cost
     stays = np.ones(graph.total + 1, bool) if plan is None else graph.kept(plan)
     rule = _thop if counting == "thop" else _ptflops
-    macs = sum(rule(graph, op, stays) for op in graph.program.ops if graph.evaluated(op))
+    macs = sum(rule(graph, op, stays) for op in graph.program.ops)
     return dataclasses.replace(cost, macs=macs)
 
 

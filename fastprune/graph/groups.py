@@ -91,7 +91,7 @@ class _Facts(NamedTuple):
     reason_of: Map
     frozen_rows: list[tuple[Map, str]]
     lonely: Map
-    counted: set[str] | None
+    training_maps: list[Map | None]
     example: tuple[Any, ...]
 
 
@@ -100,9 +100,8 @@ class ChannelGraph:
     """What can be pruned in a network, what it costs, and where the channels are. Holds no weights.
 
     Attributes:
-        program: the network's ops for one example, in evaluation mode; in training mode where that reaches more
-            parameters (auxiliary heads).
-        trained_program: whether ``program`` is of training mode.
+        program: the network's ops for one example, in evaluation mode.
+        training_program: those of training mode, where they reach other parameters (auxiliary heads); else None.
         groups: the channel groups, in the order of the layers that make them.
         total: number of channels over all groups.
         tensors: the Value (shape, dtype, source) of every parameter and buffer, by name.
@@ -110,7 +109,7 @@ class ChannelGraph:
     """
 
     program: Program
-    trained_program: bool
+    training_program: Program | None
     groups: tuple[ChannelGroup, ...]
     total: int
     tensors: Mapping[str, Value]
@@ -127,13 +126,19 @@ class ChannelGraph:
     def layers(self) -> tuple[Layer, ...]:
         """Convolution and linear calls of evaluation mode, their channels numbered as in ``Slot.channels``."""
         number = self._facts.number
-        return tuple(_layer(call, number) for call in self._facts.tracker.layers if self.evaluated(call.op))
+        return tuple(_layer(call, number) for call in self._facts.tracker.layers)
 
     @cached_property
     def maps(self) -> tuple[Map | None, ...]:
         """Channel map of every value, numbered likewise; None for values without channels."""
         number = self._facts.number
         return tuple(None if m is None else number[m] for m in self._facts.tracker.maps)
+
+    @cached_property
+    def training_maps(self) -> tuple[Map | None, ...]:
+        """The maps of ``training_program``'s values; empty where there is none."""
+        number = self._facts.number
+        return tuple(None if m is None else number[m] for m in self._facts.training_maps)
 
     @cached_property
     def by_name(self) -> dict[str, ChannelGroup]:
@@ -234,11 +239,6 @@ class ChannelGraph:
         """MACs, params, channels, size of the network, or of the network that ``plan`` (or widths) would leave."""
         return self.cost_model.one(self.width_vector(plan))
 
-    def evaluated(self, op: Op) -> bool:
-        """Whether the op runs in evaluation mode; auxiliary heads do not."""
-        counted = self._facts.counted
-        return counted is None or all(v.name in counted for v in op.inputs if v.source == "parameter")
-
     def count(self, plan: PruningPlan | None = None, counting: str = "macs") -> Cost:
         """As :meth:`cost`, MACs counted by a published rule: ``macs``, ``thop`` or ``ptflops``."""
         from fastprune.graph.counting import count
@@ -307,26 +307,45 @@ def _trace(
     model: nn.Module, example: Example, keep: Sequence[str], select: Sequence[str] | Literal["auto"]
 ) -> ChannelGraph:
     held = scan(model)
-    program = graph_program = trace_program(model, example, held=held)
-    used = used_parameters(program)
-    unused = [v.name for v in held.values.values() if v.source == "parameter" and v.name not in used]
-    counted = None
-    if unused:
-        # Auxiliary heads run in training mode only; pruning must keep them in step.
-        other = trace_program(model, example, training=True, held=held)
-        reached = used_parameters(other)
-        if len(reached) > len(used):
-            graph_program, counted = other, used
-            unused = [name for name in unused if name not in reached]
+    program = trace_program(model, example, held=held)
     if not program.outputs:
         raise GraphError("the network returned no tensor that depends on its input")
-    tracker = _walk(graph_program, held.modules, select)
-    return _assemble(graph_program, tracker, held, unused, keep, example, counted)
+    used = used_parameters(program)
+    unused = [v.name for v in held.values.values() if v.source == "parameter" and v.name not in used]
+    training = _training_program(model, example, held, unused) if unused else None
+    if training is not None:
+        reached = used_parameters(training)
+        unused = [name for name in unused if name not in reached]
+    tracker = ChannelTracker(modules=held.modules)
+    _walk(program, tracker, select)
+    evaluated = tracker.maps, tracker.layers
+    training_maps: list[Map | None] = []
+    if training is not None:
+        _walk(training, tracker, select)
+        training_maps = tracker.maps
+        tracker.maps, tracker.layers = evaluated
+    for slot in tracker.slots:
+        for name in slot.parameters:
+            if name in tracker.fixed_parameters:
+                tracker.freeze(slot.ids, tracker.fixed_parameters[name])
+    return _assemble(program, training, tracker, training_maps, held, unused, keep, example)
 
 
-def _walk(program: Program, modules: dict[str, Any], select: Sequence[str] | Literal["auto"]) -> ChannelTracker:
+def _training_program(model: nn.Module, example: Example, held: Scan, unused: list[str]) -> Program | None:
+    """What the network does in training mode, if that reaches any of the unused parameters.
+
+    Auxiliary heads run in training mode only; pruning must keep them in step.
+    """
+    try:
+        program = trace_program(model, example, training=True, held=held)
+    except GraphError:
+        return None  # it wants targets then, say; evaluation mode is what was asked for
+    return program if not used_parameters(program).isdisjoint(unused) else None
+
+
+def _walk(program: Program, tracker: ChannelTracker, select: Sequence[str] | Literal["auto"]) -> None:
     """Runs the channel rules over the program."""
-    tracker = ChannelTracker([None] * program.values, modules, _selected(program, select), program.ops)
+    tracker.start(program, _selected(program, select))
     for op in program.ops:
         rule = RULES.get(op.name)
         if rule is None:
@@ -343,11 +362,6 @@ def _walk(program: Program, modules: dict[str, Any], select: Sequence[str] | Lit
         for value in unread:
             # Code that bypasses torch functions (custom autograd, compiled extensions) reads values unseen.
             tracker.freeze(tracker.maps[value.id], f"what reads the result of {op.name} (op {op.index}) was not seen")
-    for slot in tracker.slots:
-        for name in slot.parameters:
-            if name in tracker.fixed_parameters:
-                tracker.freeze(slot.ids, tracker.fixed_parameters[name])
-    return tracker
 
 
 def _selected(program: Program, select: Sequence[str] | Literal["auto"]) -> frozenset[int]:
@@ -380,7 +394,8 @@ def _follows_alone(program: Program, op: Op) -> bool:
 
 def _layer(call: LayerCall, number: Map) -> Layer:
     op = call.op
-    x, weight, made = op.inputs[0], op.inputs[1], op.outputs[0]
+    x, weight = op.inputs[1:3] if op.name == "addmm" else op.inputs[:2]
+    made = op.outputs[0]
     outputs = None if call.outputs is None else number[call.outputs]
     inputs = None if call.inputs is None else number[call.inputs]
     if call.kind == "linear":
@@ -388,8 +403,9 @@ def _layer(call: LayerCall, number: Map) -> Layer:
         output_width, input_width = made.shape[-1], x.shape[-1]
     else:
         space = x.shape if op.name.startswith("conv_transpose") else made.shape
-        positions, kernel = made.shape[0] * math.prod(space[2:]), math.prod(weight.shape[2:])
-        output_width, input_width = made.shape[1], x.shape[1] // int(op.arg(6, "groups", 1))
+        axis = len(made.shape) - len(weight.shape) + 1
+        positions, kernel = math.prod(space) // space[axis], math.prod(weight.shape[2:])
+        output_width, input_width = made.shape[axis], x.shape[axis] // int(op.arg(6, "groups", 1))
     return Layer(call.kind, weight.name, positions, kernel, outputs, inputs, output_width, input_width, op.index)
 
 
@@ -427,12 +443,13 @@ def _components(count: int, ties: Iterable[tuple[Map, Map]]) -> tuple[Map, list[
 
 def _assemble(
     program: Program,
+    training: Program | None,
     tracker: ChannelTracker,
+    training_maps: list[Map | None],
     held: Scan,
     unused: list[str],
     keep: Sequence[str],
     example: Example,
-    counted: set[str] | None,
 ) -> ChannelGraph:
     """Channels by component, components by signature: the groups."""
     count = tracker.next_id
@@ -454,8 +471,8 @@ def _assemble(
     numbers[:count] = channel_of[label[:count]]
     numbers[numbers < 0] = total
     tensors = {value.name: value for value in held.values.values()}
-    facts = _Facts(tracker, label, numbers, reason_of, frozen_rows, lonely, counted, _remember(example))
-    return ChannelGraph(program, counted is not None, groups, total, tensors, tuple(unused), facts)
+    facts = _Facts(tracker, label, numbers, reason_of, frozen_rows, lonely, training_maps, _remember(example))
+    return ChannelGraph(program, training, groups, total, tensors, tuple(unused), facts)
 
 
 def _out_of_balance(terms: list[tuple[float, Map]], label: Map, reason_of: Map) -> Map:
@@ -525,13 +542,14 @@ def _groups(
     for size, maker in zip(sizes[order].tolist(), makers, strict=True):
         roots = sorted_roots[at : at + size]
         at += size
+        name = tracker.producers[maker][1]
+        # Counted for those left alone too: a group that shrinks to one channel must not rename the next one.
+        repeat = named.get(name, 0)
+        named[name] = repeat + 1
         if size == 1:
             lonely.append(roots)
             continue
         channel_of[roots] = np.arange(total, total + size)
-        name = tracker.producers[maker][1]
-        repeat = named.get(name, 0)
-        named[name] = repeat + 1
         kind = "selected" if name in selects else "coupled"
         groups.append(ChannelGroup(name if not repeat else f"{name}:{repeat}", size, total, kind))
         total += size

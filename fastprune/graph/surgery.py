@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from fastprune.errors import GraphError, PlanError
 from fastprune.graph.counting import pruned_shape
 from fastprune.graph.groups import ChannelGraph
 from fastprune.graph.plan import PruningPlan
-from fastprune.graph.program import Op
+from fastprune.graph.program import Op, Program
 from fastprune.graph.rules import ARITHMETIC, GROUPING
 from fastprune.graph.trace import trace_program
 from fastprune.nn import ChannelSelect
@@ -195,32 +196,47 @@ def _insert_select(small: nn.Module, name: str, kept: Tensor) -> None:
     parent._modules[attribute] = pair
 
 
+_HINT = "the forward pass has sizes of its own; name the layer in keep="
+
+
 def _verify(small: nn.Module, graph: ChannelGraph, stays: NDArray[np.bool_], selected: bool) -> None:
     """Traces the pruned network and compares every shape that the plan predicts."""
-    hint = "the forward pass has sizes of its own; name the layer in keep="
-    training = graph.trained_program
+    _verify_run(small, graph, graph.program, graph.maps, stays, selected, training=False)
+    if graph.training_program is not None:
+        _verify_run(small, graph, graph.training_program, graph.training_maps, stays, selected, training=True)
+
+
+def _verify_run(
+    small: nn.Module,
+    graph: ChannelGraph,
+    program: Program,
+    maps: Sequence[NDArray[np.int64] | None],
+    stays: NDArray[np.bool_],
+    selected: bool,
+    *,
+    training: bool,
+) -> None:
     try:
-        program = trace_program(small, graph.example(), training=training)
+        pruned = trace_program(small, graph.example(), training=training)
     except GraphError as problem:
-        raise PlanError(f"the pruned network does not run ({problem}); {hint}") from problem
-    before = [op for op in graph.program.ops]
-    after = [op for op in program.ops if not (selected and op.name == "index_select" and _new_select(op.inputs))]
-    if len(before) != len(after):
-        raise PlanError(f"the pruned network runs {len(after)} ops, the unpruned one {len(before)}; {hint}")
-    for old, new in zip(before, after, strict=True):
+        raise PlanError(f"the pruned network does not run ({problem}); {_HINT}") from problem
+    after = [op for op in pruned.ops if not (selected and op.name == "index_select" and _new_select(op.inputs))]
+    if len(program.ops) != len(after):
+        raise PlanError(f"the pruned network runs {len(after)} ops, the unpruned one {len(program.ops)}; {_HINT}")
+    for old, new in zip(program.ops, after, strict=True):
         if old.name != new.name or len(old.outputs) != len(new.outputs):
-            raise PlanError(f"op {old.index}: the pruned network runs {new.name}, the unpruned one {old.name}; {hint}")
+            raise PlanError(f"op {old.index}: the pruned network runs {new.name}, the unpruned one {old.name}; {_HINT}")
         if old.name in ARITHMETIC and _numbers(old) != _numbers(new):
             raise PlanError(
                 f"op {old.index} ({old.name}): computes with {_numbers(new)} after pruning, with {_numbers(old)} before, "
-                f"a number that depends on how many channels there are; {hint}"
+                f"a number that depends on how many channels there are; {_HINT}"
             )
         for made, got in zip(old.outputs, new.outputs, strict=True):
-            expected = pruned_shape(made.shape, graph.maps[made.id], stays)
+            expected = pruned_shape(made.shape, maps[made.id], stays)
             if got.shape != expected:
                 raise PlanError(
                     f"op {old.index} ({old.name}): expected shape {list(expected)} after pruning, "
-                    f"got {list(got.shape)}; {hint}"
+                    f"got {list(got.shape)}; {_HINT}"
                 )
 
 

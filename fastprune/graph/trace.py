@@ -7,6 +7,7 @@ meta device. Nothing of the network is copied or changed.
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -352,6 +353,19 @@ def _training(modules: list[nn.Module], flag: bool) -> Iterator[None]:
             module.__dict__["training"] = not flag
 
 
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """Branches on random numbers (stochastic depth) go the same way in every trace, and nobody's draws are used up."""
+    numbers, ours = torch.get_rng_state(), random.getstate()
+    torch.default_generator.manual_seed(0)
+    random.seed(0)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(numbers)
+        random.setstate(ours)
+
+
 def example_inputs(remembered: tuple[Any, ...]) -> tuple[Any, ...]:
     """Zeros of the remembered ``(shape, dtype, device)``, one element of memory each; other arguments as they are."""
     return tuple(
@@ -391,25 +405,43 @@ def trace_program(
         raise GraphError("model: a TorchScript module cannot be traced; expected the nn.Module it was made from")
     if held is None:
         held = scan(model)
+    items = _inputs(example)
+    one = tuple(_batch_of_one(item) for item in items)
+    try:
+        return _run(model, one, held, training)
+    except GraphError:
+        if all(a is b for a, b in zip(items, one, strict=True)):
+            raise
+        # The first axis may not be a batch, or inputs may have to agree on it.
+        return _run(model, items, held, training)
+
+
+def _batch_of_one(item: Any) -> Any:
+    return item[:1] if isinstance(item, Tensor) and item.ndim > 1 and item.shape[0] > 1 else item
+
+
+def _run(model: nn.Module, items: tuple[Any, ...], held: Scan, training: bool) -> Program:
     others = [m for m in held.modules.values() if m.training is not training]
     tracer = _Tracer(held)
-    items = list(_inputs(example))
-    for i, item in enumerate(items):
-        if isinstance(item, Tensor):
-            shape = tuple(item.shape)
-            if len(shape) > 1 and shape[0] > 1:
-                shape = (1, *shape[1:])
-            items[i] = tracer.stand_in(shape, item.dtype, item.device)
-    inputs = tuple(tracer.bind(t, tuple(t.shape), "input") for t in items if isinstance(t, Tensor))
+    given = [tracer.stand_in(tuple(x.shape), x.dtype, x.device) if isinstance(x, Tensor) else x for x in items]
+    inputs = tuple(tracer.bind(t, tuple(t.shape), "input") for t in given if isinstance(t, Tensor))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with _training(others, training), tracer:
-                result = model(*items)
+            with _training(others, training), _same_draws(), tracer:
+                result = model(*given)
         except (RuntimeError, TypeError, ValueError, IndexError, AssertionError, AttributeError) as problem:
             where = f" after op {tracer.ops[-1].index} ({tracer.ops[-1].name})" if tracer.ops else ""
             raise GraphError(
-                f"the network failed on an example of shape {[list(v.shape) for v in inputs]}{where}: {problem}"
+                f"the network failed on an example of shape {[list(v.shape) for v in inputs]}{where}: "
+                f"{type(problem).__name__}: {problem}"
             ) from problem
-    outputs = tuple(tracer.table[id(t)] for t in _tensors(result) if id(t) in tracer.table)
+    outputs = tuple(tracer.table[id(t)] for t in _returned(result) if id(t) in tracer.table)
     return Program(tuple(tracer.ops), inputs, outputs, tracer.count, tracer.constants, tuple(tracer.ruleless))
+
+
+def _returned(result: Any) -> Iterator[Tensor]:
+    """Tensors of what a network returned; of an object of its own kind, those of its attributes."""
+    if not isinstance(result, (Tensor, tuple, list, Mapping)) and hasattr(result, "__dict__"):
+        result = list(vars(result).values())
+    yield from _tensors(result)

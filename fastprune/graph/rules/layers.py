@@ -89,25 +89,26 @@ def conv_transposed(tracker: ChannelTracker, op: Op) -> None:
 def _convolution(tracker: ChannelTracker, op: Op, *, groups: int, transposed: bool) -> None:
     x, weight = op.inputs[0], op.inputs[1]
     bias = op.arg(2, "bias")
-    inputs = tracker.axis(x, 1, op)
     made = op.outputs[0]
+    axis = len(made.shape) - len(weight.shape) + 1  # 0 without a batch
+    inputs = tracker.axis(x, axis, op)
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
     outputs: Map | None = None
     if weight.source not in ("parameter", "buffer"):
-        outputs = _computed(tracker, op, inputs, made.shape[1])
+        outputs = _computed(tracker, op, inputs, made.shape[axis])
         inputs = None
     elif groups == 1:
-        outputs = _outputs(tracker, weight, out_dim, made.shape[1])
+        outputs = _outputs(tracker, weight, out_dim, made.shape[axis])
         tracker.slot("out", out_dim, outputs, weight)
         tracker.slot("in", in_dim, inputs, weight)
         tracker.slot("bias", 0, outputs, bias)
-    elif inputs is not None and _by_whole_groups(tracker, op, groups):
+    elif inputs is not None and _by_whole_groups(tracker, op, inputs, groups):
         outputs = _whole_groups(tracker, op, inputs, groups)
         inputs = None
     else:
         outputs, inputs = _within_groups(tracker, op, inputs, groups, out_dim)
     tracker.layers.append(LayerCall("conv", op, outputs, inputs))
-    tracker.set(made, outputs.reshape(1, -1, *(1,) * (len(made.shape) - 2)))
+    tracker.set(made, outputs.reshape((1,) * axis + (-1,) + (1,) * (len(weight.shape) - 2)))
 
 
 def _computed(tracker: ChannelTracker, op: Op, inputs: Map | None, count: int) -> Map:
@@ -128,7 +129,13 @@ def _outputs(tracker: ChannelTracker, weight: Value, dim: int, count: int) -> Ma
     return before if before is not None else tracker.new(count, weight.name.rpartition(".")[0] or weight.name)
 
 
-def _by_whole_groups(tracker: ChannelTracker, op: Op, groups: int) -> bool:
+def _width(op: Op, groups: int) -> int:
+    """Output channels of a convolution."""
+    weight = op.inputs[1].shape
+    return weight[1] * groups if op.name.startswith("conv_transpose") else weight[0]
+
+
+def _by_whole_groups(tracker: ChannelTracker, op: Op, inputs: Map, groups: int) -> bool:
     """Whether conv groups are dropped whole, or every one of them gets narrower: whichever gives more choice.
 
     A pruned layer goes on as it began, so that the channel groups of gradual pruning stay the same.
@@ -141,7 +148,7 @@ def _by_whole_groups(tracker: ChannelTracker, op: Op, groups: int) -> bool:
     before = getattr(module, GROUPING, None)
     if before is not None:
         return before == "whole"
-    return groups >= min(op.inputs[0].shape[1], op.outputs[0].shape[1]) // groups
+    return groups >= min(inputs.size, _width(op, groups)) // groups
 
 
 def _whole_groups(tracker: ChannelTracker, op: Op, inputs: Map, groups: int) -> Map:
@@ -149,8 +156,8 @@ def _whole_groups(tracker: ChannelTracker, op: Op, inputs: Map, groups: int) -> 
 
     The dimension that the weight shares between groups keeps its size; the other one holds the units.
     """
-    weight, width = op.inputs[1], op.outputs[0].shape[1]
-    outputs = _outputs(tracker, weight, -1, width)
+    weight = op.inputs[1]
+    outputs = _outputs(tracker, weight, -1, _width(op, groups))
     tracker.by_dim.setdefault((weight.name, -1), outputs)
     # Dimension 0 of the weight is the outputs of a convolution, the inputs of a transposed one.
     tracker.slot("group", 0, inputs if op.name.startswith("conv_transpose") else outputs, weight)
@@ -170,7 +177,7 @@ def _within_groups(
     Of the dimension that the weight shares between groups, the first group's channels stand for all.
     """
     weight = op.inputs[1]
-    outputs = _outputs(tracker, weight, -1, op.outputs[0].shape[1])
+    outputs = _outputs(tracker, weight, -1, _width(op, groups))
     tracker.by_dim.setdefault((weight.name, -1), outputs)
     rows = outputs.reshape(groups, -1)
     tracker.tie_rows(rows.T)
@@ -227,3 +234,29 @@ def matmul(tracker: ChannelTracker, op: Op) -> None:
             _product(tracker, op, x, weight, None, in_dim=0)
             return
     tracker.stop(op, f"{op.name} (op {op.index}) mixes these channels")
+
+
+@rule("addmm")
+def addmm(tracker: ChannelTracker, op: Op) -> None:
+    """A linear layer whose weight lies the other way, where nothing is scaled."""
+    bias, x, weight = op.inputs[:3]
+    plain = op.kwargs.get("beta", 1) == op.kwargs.get("alpha", 1) == 1 and len(bias.shape) == 1
+    if plain and weight.source == "parameter" and x.source in ("op", "input"):
+        _product(tracker, op, x, weight, bias, in_dim=0)
+    else:
+        tracker.stop(op, f"addmm (op {op.index}) mixes these channels")
+
+
+@rule("embedding")
+def embedding(tracker: ChannelTracker, op: Op) -> None:
+    """Makes the last axis; what is looked up is no channel."""
+    weight = op.inputs[1]
+    tracker.freeze(tracker.map(op.inputs[0]), f"embedding (op {op.index}) reads them as row numbers")
+    if weight.source != "parameter" or op.arg(3, "max_norm") is not None:
+        tracker.stop(op, f"embedding (op {op.index}) normalises or computes its rows")
+        return
+    outputs = _outputs(tracker, weight, 1, weight.shape[1])
+    tracker.slot("out", 1, outputs, weight)
+    tracker.slot("in", 0, None, weight)
+    made = op.outputs[0]
+    tracker.set(made, outputs.reshape((1,) * (len(made.shape) - 1) + (-1,)))
