@@ -1,0 +1,289 @@
+"""Whole runs on a tiny network and real digits: what they leave, and that nothing stops them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fastprune as fp
+from fastprune.config import RunConfig, make_config
+from fastprune.errors import BudgetError, ConfigError, FastpruneError
+from fastprune.files import TEMPORARY
+from fastprune.run import pipeline
+from fastprune.run.directory import STAGES
+
+TRAIN = {"epochs": 2, "lr": 0.05}
+GRADUAL: dict[str, Any] = {
+    "model": {"name": f"{Path(__file__).with_name('tiny.py')}:network"},
+    "data": {"name": "digits", "train_limit": 96, "test_limit": 40, "batch_size": 32},
+    "baseline": TRAIN,
+    "method": {"name": "one_shot", "iterations": 2, "finetune_between": 1},
+    "prune": {"budget": {"macs": 0.5}},
+    "finetune": TRAIN | {"distill": {}},
+    "threads": 1,
+    "device": "cpu",
+    "latency": {"repeats": 0},
+}
+SLIMMING = GRADUAL | {
+    "baseline": None,
+    "method": {"name": "slimming", "ratio": 0.5, "train": TRAIN, "strength": 0.01},
+    "prune": {},
+}
+MASKED = GRADUAL | {
+    "method": {"name": "slimming", "start": "baseline", "mode": "masked", "train": TRAIN},
+}
+SELECTED = SLIMMING | {"model": {"name": "preresnet164_cifar", "options": {"depth": 11}}}
+SCRATCH = SLIMMING | {"method": SLIMMING["method"] | {"scratch": "B"}, "finetune": None}
+
+# What differs from one repetition to the next.
+MEASURED = ("latency", "seconds", "warnings", "command", "directory")
+
+
+def config(given: dict[str, Any]) -> RunConfig:
+    return make_config(given)
+
+
+def lasting(report: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in report.items() if key not in MEASURED}
+
+
+def run(given: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return pipeline.run(config(given), folder, quiet=True)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [GRADUAL, SLIMMING, SELECTED, MASKED, SCRATCH],
+    ids=["gradual", "slimming", "selected", "masked", "scratch"],
+)
+def test_a_run_leaves_a_smaller_network_that_loads(given: dict[str, Any], tmp_path: Path) -> None:
+    report = run(given, tmp_path)
+    small = fp.load(tmp_path)
+    cost = report["cost"]
+
+    assert cost["pruned"]["macs"] < 0.9 * cost["unpruned"]["macs"]
+    assert sum(p.numel() for p in small.parameters()) == cost["pruned"]["params"]
+    assert report["oracle"]["equal"]
+    assert report["oracle"]["relative_error"] < 1e-12
+    assert report["accuracy"]["finetuned"]["top1"] >= 0
+    assert (report["accuracy"]["baseline"] is None) == (given["baseline"] is None)
+    assert report == json.loads((tmp_path / "report.json").read_text())
+    for limit in report["budget"]:
+        assert limit["reached"] <= limit["limit"]
+    plan = fp.PruningPlan.from_json(json.loads((tmp_path / "plan.json").read_text()))
+    assert report["widths"] == plan.widths()
+
+
+def test_a_run_without_fine_tuning_ends_with_what_pruning_left(tmp_path: Path) -> None:
+    report = run(GRADUAL | {"finetune": None, "method": "one_shot"}, tmp_path)
+
+    assert report["accuracy"]["finetuned"] is None
+    cut, product = (
+        tmp_path / name for name in ("finetune_start.safetensors", "pruned.safetensors")
+    )
+    assert cut.read_bytes() == product.read_bytes()
+
+
+def test_the_same_again_does_nothing_and_says_the_same(tmp_path: Path) -> None:
+    first = run(GRADUAL, tmp_path)
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    again = run(GRADUAL, tmp_path)
+
+    assert again == first
+    changed = {p.name for p, stamp in stamps.items() if p.stat().st_mtime_ns != stamp}
+    assert changed <= {"lock"}
+
+
+def test_two_runs_of_one_configuration_are_the_same(tmp_path: Path) -> None:
+    reports = [run(GRADUAL, tmp_path / name) for name in ("a", "b")]
+
+    assert lasting(reports[0]) == lasting(reports[1])
+    names = ("baseline", "pruned", "finetune_start")
+    for name in (f"{n}.safetensors" for n in names):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
+    first = run(GRADUAL, tmp_path)
+    good = (tmp_path / "pruned.safetensors").read_bytes()
+    for name in ("pruned.safetensors", "baseline.safetensors", "plan.json"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-7])
+        again = run(GRADUAL, tmp_path)
+
+        assert lasting(again) == lasting(first)
+        assert (tmp_path / "pruned.safetensors").read_bytes() == good
+
+
+def test_a_damaged_checkpoint_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(GRADUAL, tmp_path)
+    stage = tmp_path / "work" / "finetune"
+    for file in stage.glob("*.pt"):
+        file.write_bytes(file.read_bytes()[:-9])
+    (tmp_path / "stages" / "finetune.json").unlink()
+    again = pipeline.run(config(GRADUAL), tmp_path)
+
+    assert "damaged" in capsys.readouterr().err or "cut off" in capsys.readouterr().err
+    assert lasting(again) == lasting(first)
+
+
+def test_an_impossible_budget_is_refused_before_training(tmp_path: Path) -> None:
+    given = GRADUAL | {"prune": {"budget": {"macs": 0.001}}}
+
+    with pytest.raises(BudgetError, match=r"prune\.budget\.macs: 0\.001 cannot be reached; .* to"):
+        run(given, tmp_path)
+    assert not (tmp_path / "baseline.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"device": "cuda:99"}, "device: got 'cuda:99', but there"),
+        ({"model": {"name": "resnet20_cifer"}}, "did you mean 'resnet20_cifar'"),
+        ({"data": {"name": "digit"}}, "did you mean 'digits'"),
+        ({"data": {"name": "cifar10", "root": "nowhere"}}, "nowhere"),
+        (
+            {"model": {"name": "resnet20_cifar", "num_classes": 7}},
+            "model.num_classes: resnet20_cifar has 7 outputs, the dataset 10 classes",
+        ),
+        (
+            {"model": {"name": "resnet20_cifar", "weights": "none.pt"}, "baseline": None},
+            "none.pt",
+        ),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(
+    change: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(FastpruneError) as caught:
+        run(GRADUAL | change, tmp_path / "a")
+
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "w.pt")
+    given = GRADUAL | {
+        "model": {"name": "resnet20_cifar", "weights": str(tmp_path / "w.pt")},
+        "baseline": None,
+    }
+
+    with pytest.raises(FastpruneError, match=r"of another network: conv1\.weight: expected"):
+        run(given, tmp_path / "a")
+
+
+def test_a_second_configuration_does_not_overwrite_a_run(tmp_path: Path) -> None:
+    run(GRADUAL | {"finetune": None, "method": "one_shot", "baseline": TRAIN}, tmp_path)
+
+    with pytest.raises(ConfigError, match=r"finetune\.epochs|finetune: None there"):
+        run(GRADUAL | {"method": "one_shot"}, tmp_path)
+
+
+class Server:
+    """Starts runs in a moment, each in a process of its own that is killed at a chosen event."""
+
+    def __init__(self) -> None:
+        script = Path(__file__).with_name("fork_server.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, given: dict[str, Any], folder: Path, event: str = "", count: int = 0) -> int:
+        """The exit code of a run; -9 if it was killed."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        order = {"given": given, "folder": str(folder), "event": event, "count": count}
+        print(json.dumps(order), file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    started = Server()
+    yield started
+    started.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[dict[str, Any]], Path]:
+    """The directory of a run that nobody disturbed, one for each configuration."""
+    done: dict[str, Path] = {}
+
+    def find(given: dict[str, Any]) -> Path:
+        key = json.dumps(given)
+        if key not in done:
+            done[key] = tmp_path_factory.mktemp("whole")
+            assert server.run(given, done[key]) == 0
+        return done[key]
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("given", "event", "counts"),
+    [
+        # At every file that a run renames to its name, a later one each time.
+        (GRADUAL, "before a rename", range(1, 40)),
+        (GRADUAL, "after a rename", range(1, 40)),
+        (SLIMMING, "before a rename", range(1, 40)),
+        (MASKED, "after a rename", range(1, 40)),
+        # In the middle of epochs. There are 3 steps an epoch and 15 in all.
+        (GRADUAL, "step", [2, 5, 1, 4, 3, 7]),
+    ],
+    ids=["gradual, before", "gradual, after", "slimming, before", "masked, after", "steps"],
+)
+def test_killed_at_any_moment_it_goes_on_and_ends_the_same(
+    server: Server,
+    uninterrupted: Callable[[dict[str, Any]], Path],
+    given: dict[str, Any],
+    event: str,
+    counts: Sequence[int],
+    tmp_path: Path,
+) -> None:
+    whole = uninterrupted(given)
+    kills: list[str] = []
+    for count in itertools.cycle(counts):
+        code = server.run(given, tmp_path, event, count if len(kills) < 40 else 0)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        kills.append(next(s for s in STAGES if not (tmp_path / f"stages/{s}.json").is_file()))
+
+    assert len(kills) < 40, "it does not get on"
+    expected = {"plan", "finetune"} | ({"baseline"} if given["baseline"] else set())
+    assert expected <= set(kills)
+    for name in ("pruned.safetensors", "pruned.json", "plan.json", "finetune_start.safetensors"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (tmp_path, whole)]
+    assert lasting(reports[0]) == lasting(reports[1])
+    assert not list(tmp_path.rglob(f"{TEMPORARY}*"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_in_a_stage_it_goes_on_and_ends_the_same(
+    server: Server, uninterrupted: Callable[[dict[str, Any]], Path], stage: str, tmp_path: Path
+) -> None:
+    whole = uninterrupted(GRADUAL)
+
+    assert server.run(GRADUAL, tmp_path, f"stage {stage}", 1) == -signal.SIGKILL
+    done = [s for s in STAGES if (tmp_path / f"stages/{s}.json").is_file()]
+    assert done == list(STAGES[: STAGES.index(stage)])
+    assert server.run(GRADUAL, tmp_path) == 0
+    for name in ("pruned.safetensors", "pruned.json"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
