@@ -267,7 +267,6 @@ def evaluate(
             metavar="NAME|JSON",
             help='dataset, imagenet, none or {"mean": […], "std": […]}; by default what is saved '
             "with the weights or usual for them.",
-
         ),
     ] = None,
     num_classes: Classes = None,
