@@ -164,7 +164,13 @@ class ChannelTracker:
             if value is None or value.shape == ():
                 continue
             if value.source not in ("parameter", "buffer"):
-                self.freeze(ids, f"{role} is computed in the forward pass, not a parameter")
+                held = self.maps[value.id]
+                if ids is not None and held is not None and held.size == held.shape[dim] == ids.size:
+                    self.tie(ids, held.reshape(-1))
+                    continue
+                reason = f"{role} is computed in the forward pass, not a parameter"
+                self.freeze(ids, reason)
+                self.freeze(held, reason)
                 continue
             key = (value.name, dim)
             if key not in self.by_dim:

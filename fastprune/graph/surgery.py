@@ -65,7 +65,7 @@ def apply_plan(
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         memo[id(old)] = new
-    small = copy.deepcopy(model, memo)
+    small = _copy(model, memo)
     whole = {name for slot in graph.slots if slot.role == "group" for name in slot.parameters}
     _update_sizes(model, small, tensors, cuts, whole)
     for name, kept in selects.items():
@@ -84,7 +84,7 @@ def mask_plan(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Mo
     """
     stays = graph.kept(plan)
     _check_tensors(model, graph)
-    masked = copy.deepcopy(model)
+    masked = _copy(model, {})
     tensors: dict[str, Tensor] = {**dict(masked.named_buffers()), **dict(masked.named_parameters())}
     masks: dict[str, Tensor] = {}
     for slot in graph.slots:
@@ -104,6 +104,15 @@ def mask_plan(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Mo
         if tensor.requires_grad:
             tensor.register_hook(lambda gradient, mask=mask: gradient * mask)
     return masked
+
+
+def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy; weights that a hook computed and left behind (the older weight norm) are copied without history."""
+    for module in model.modules():
+        for item in vars(module).values():
+            if isinstance(item, Tensor) and item.grad_fn is not None:
+                memo[id(item)] = item.detach().clone()
+    return copy.deepcopy(model, memo)
 
 
 def _check_tensors(model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -342,15 +343,45 @@ def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 
 @contextmanager
-def _training(modules: list[nn.Module], flag: bool) -> Iterator[None]:
-    """Training mode of ``modules`` set to ``flag`` and back. Written past ``__setattr__``, which is ten times slower."""
+def _as_it_was(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
+    """Modules in or out of training mode, and afterwards as they were, with what they hold.
+
+    A forward pass may keep what it computed (a cache, a running mean of its own); those are stand-ins here. Written
+    past ``__setattr__``, which is ten times slower.
+    """
+    saved: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+    lists: list[tuple[list[Any], list[Any]]] = []
+    others: list[dict[str, Any]] = []
     for module in modules:
-        module.__dict__["training"] = flag
+        held = module.__dict__
+        # torch's own layers keep nothing, unless a hook of theirs does (the older weight norm).
+        if module.__class__.__module__.startswith("torch.nn.modules.") and not held["_forward_pre_hooks"]:
+            if held["training"] is not training:
+                held["training"] = training
+                others.append(held)
+            continue
+        saved.append((held, held.copy()))
+        for key, item in held.items():
+            kind = item.__class__
+            if (kind is dict or kind is OrderedDict) and (key[0] != "_" or (item and key in _HELD)):
+                saved.append((item, item.copy()))
+            elif kind is list:
+                lists.append((item, item.copy()))
+        held["training"] = training
     try:
         yield
     finally:
-        for module in modules:
-            module.__dict__["training"] = not flag
+        for held in others:
+            held["training"] = not training
+        for held, before in saved:
+            if len(held) != len(before):
+                held.clear()
+            held.update(before)
+        for now, then in lists:
+            now[:] = then
+
+
+_HELD = frozenset(("_parameters", "_buffers", "_modules"))
 
 
 @contextmanager
@@ -421,14 +452,13 @@ def _batch_of_one(item: Any) -> Any:
 
 
 def _run(model: nn.Module, items: tuple[Any, ...], held: Scan, training: bool) -> Program:
-    others = [m for m in held.modules.values() if m.training is not training]
     tracer = _Tracer(held)
     given = [tracer.stand_in(tuple(x.shape), x.dtype, x.device) if isinstance(x, Tensor) else x for x in items]
     inputs = tuple(tracer.bind(t, tuple(t.shape), "input") for t in given if isinstance(t, Tensor))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with _training(others, training), _same_draws(), tracer:
+            with _as_it_was(held.modules.values(), training), _same_draws(), tracer:
                 result = model(*given)
         except (RuntimeError, TypeError, ValueError, IndexError, AssertionError, AttributeError) as problem:
             where = f" after op {tracer.ops[-1].index} ({tracer.ops[-1].name})" if tracer.ops else ""

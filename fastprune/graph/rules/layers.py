@@ -51,11 +51,11 @@ def conv_shape(op: Op) -> tuple[int, ...] | None:
     if padding == "same":
         return (x[0], weight[0], *x[2:])
     padding = (0,) * count if padding == "valid" else _per_axis(padding, count)
-    space = (
+    space = [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, p, d, k, s in zip(x[2:], padding, dilation, weight[2:], stride, strict=True)
-    )
-    return (x[0], weight[0], *space)
+    ]
+    return (x[0], weight[0], *space) if min(space) > 0 else None
 
 
 def transposed_shape(op: Op) -> tuple[int, ...] | None:

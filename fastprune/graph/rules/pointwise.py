@@ -176,7 +176,8 @@ def pool_shape(op: Op) -> tuple[int, ...] | None:
     if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
         return None
     sizes = zip(shape[-count:], kernel, stride, padding, dilation, strict=True)
-    return (*shape[:-count], *(_pooled(n, k, s, p, d, ceil) for n, k, s, p, d in sizes))
+    space = [_pooled(n, k, s, p, d, ceil) for n, k, s, p, d in sizes]
+    return (*shape[:-count], *space) if min(space) > 0 else None
 
 
 def adaptive_shape(op: Op) -> tuple[int, ...] | None:
