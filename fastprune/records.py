@@ -74,6 +74,8 @@ class Budget:
         """
         if isinstance(given, Budget):
             return given
+        if not isinstance(given, Mapping):
+            raise BudgetError(f"budget: expected limits such as {{'macs': 0.5}}, got {given!r}")
         if not given:
             raise BudgetError(f"budget: got no limit; expected one of {', '.join(METRICS)}")
         limits = []

@@ -163,6 +163,11 @@ def reachable(
 
 
 def _scores(graph: ChannelGraph, scores: Mapping[str, Any]) -> list[Floats | None]:
+    if not graph.groups:
+        reasons = "; ".join(f"{u.name}: {u.reason}" for u in graph.unprunable[:3])
+        raise PlanError(f"the network has no prunable channels ({reasons})")
+    if not isinstance(scores, Mapping):
+        raise PlanError(f"scores: expected {{group: scores}}, got {type(scores).__name__}")
     for name in scores:
         graph.group(name)
     if not scores:
@@ -174,7 +179,10 @@ def _scores(graph: ChannelGraph, scores: Mapping[str, Any]) -> list[Floats | Non
             found.append(None)
             continue
         detached = given.detach().cpu().double().numpy() if hasattr(given, "detach") else given
-        score = np.asarray(detached, np.float64)
+        try:
+            score = np.asarray(detached, np.float64)
+        except (TypeError, ValueError):
+            raise PlanError(f"scores[{group.name!r}]: expected numbers, got {given!r:.80}") from None
         if score.shape != (group.channels,):
             raise PlanError(
                 f"scores[{group.name!r}]: expected shape [{group.channels}], got {list(score.shape)}"
@@ -195,11 +203,13 @@ def _problem(
 ) -> _Problem:
     if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
         raise BudgetError(f"round_to: expected a whole number of at least 1, got {round_to!r}")
-    if isinstance(min_channels, bool) or not min_channels >= 0:
+    if (
+        isinstance(min_channels, bool)
+        or not isinstance(min_channels, (int, float))
+        or not 0 <= min_channels < math.inf
+        or (min_channels > 1 and min_channels != int(min_channels))
+    ):
         raise BudgetError(f"min_channels: expected a number of channels or a fraction below 1, got {min_channels!r}")
-    if not graph.groups:
-        reasons = "; ".join(f"{u.name}: {u.reason}" for u in graph.unprunable[:3])
-        raise PlanError(f"the network has no prunable channels ({reasons})")
     names = [g.name for g in graph.groups]
     sizes = np.array([g.channels for g in graph.groups], np.int64)
     least = np.ceil(sizes * min_channels) if min_channels < 1 else np.full(len(sizes), float(min_channels))
@@ -213,7 +223,7 @@ def _problem(
                 raise PlanError(f"ratios[{pattern!r}]: group {names[i]!r} has no scores under this criterion")
             dropped = np.int64(sizes[i] * ratio)
             fixed[i] = max(_rounded(sizes[i : i + 1] - dropped, sizes[i : i + 1], round_to)[0], 1)
-    for pattern in keep:
+    for pattern in (keep,) if isinstance(keep, str) else keep:
         for i in _matching(pattern, names, "keep"):
             fixed[i] = sizes[i]
     for i, score in enumerate(values):

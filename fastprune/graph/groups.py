@@ -184,6 +184,8 @@ class ChannelGraph:
 
     def check(self, plan: PruningPlan) -> None:
         """Raises PlanError if ``plan`` is of another network."""
+        if not isinstance(plan, PruningPlan):
+            raise PlanError(f"plan: expected a PruningPlan, got {type(plan).__name__}")
         for name, kept in plan.keep.items():
             group = self.group(name)
             expected = plan.channels.get(name, group.channels)
@@ -252,8 +254,10 @@ class ChannelGraph:
             widths: ``[K, groups]`` in the order of ``graph.groups``, each from 1 to the group's channels.
         """
         widths = np.asarray(widths)
-        if widths.ndim != 2 or widths.shape[1] != len(self.groups):
-            raise ValueError(f"widths: expected [K, {len(self.groups)}], got {list(widths.shape)}")
+        if widths.ndim != 2 or widths.shape[1] != len(self.groups) or widths.dtype.kind not in "iu":
+            raise ValueError(f"widths: expected integers [K, {len(self.groups)}], got {widths.dtype} {list(widths.shape)}")
+        if len(widths) and ((widths < 1) | (widths > [g.channels for g in self.groups])).any():
+            raise ValueError("widths: expected each from 1 to the channels of its group")
         return self.cost_model.many(widths)
 
     def example(self) -> tuple[Any, ...]:
@@ -324,6 +328,7 @@ def _trace(
         _walk(training, tracker, select)
         training_maps = tracker.maps
         tracker.maps, tracker.layers = evaluated
+    tracker.modules = {}  # a graph holds no weights
     for slot in tracker.slots:
         for name in slot.parameters:
             if name in tracker.fixed_parameters:
@@ -367,6 +372,8 @@ def _walk(program: Program, tracker: ChannelTracker, select: Sequence[str] | Lit
 def _selected(program: Program, select: Sequence[str] | Literal["auto"]) -> frozenset[int]:
     if not select:
         return frozenset()
+    if isinstance(select, str) and select != "auto":
+        select = (select,)
     norms = {}
     for op in program.ops:
         if op.name == "batch_norm":
@@ -487,7 +494,7 @@ def _out_of_balance(terms: list[tuple[float, Map]], label: Map, reason_of: Map) 
 
 def _kept_rows(tracker: ChannelTracker, keep: Sequence[str]) -> list[tuple[Map, str]]:
     rows: list[tuple[Map, str]] = []
-    for pattern in keep:
+    for pattern in (keep,) if isinstance(keep, str) else keep:
         names = set()
         matched = False
         for slot in tracker.slots:

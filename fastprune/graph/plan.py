@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,10 +31,13 @@ class PruningPlan:
     keep: Mapping[str, tuple[int, ...]]
     channels: Mapping[str, int] = field(default_factory=dict)
 
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
     def __post_init__(self) -> None:
         clean: dict[str, tuple[int, ...]] = {}
         for name, kept in self.keep.items():
-            indices = tuple(int(i) for i in kept)
+            indices = _indices(name, kept)
             if not indices:
                 raise PlanError(f"plan.keep[{name!r}]: keeps no channel; expected at least one")
             if any(b <= a for a, b in zip(indices, indices[1:], strict=False)) or indices[0] < 0:
@@ -81,10 +85,9 @@ class PruningPlan:
         if data.get("format", _FORMAT) != _FORMAT:
             raise PlanError(f"plan.format: got {data['format']!r}; this version reads {_FORMAT}")
         channels = data.get("channels", {})
-        try:
-            plan = PruningPlan({str(k): tuple(v) for k, v in data["keep"].items()}, channels)
-        except (TypeError, ValueError, AttributeError) as problem:
-            raise PlanError(f"plan: expected lists of integers under 'keep': {problem}") from problem
+        if not isinstance(channels, dict) or not all(_is_count(n) for n in channels.values()):
+            raise PlanError(f"plan.channels: expected {{group: number of channels}}, got {channels!r:.80}")
+        plan = PruningPlan({str(k): v for k, v in data["keep"].items()}, channels)
         if data.get("digest", plan.digest) != plan.digest:
             raise PlanError(f"plan.digest: got {data['digest']!r}, the content gives {plan.digest!r}")
         return plan
@@ -95,12 +98,27 @@ class PruningPlan:
         keep = dict(first.keep)
         for name, kept in second.keep.items():
             before = keep.get(name)
-            if before is not None and kept[-1] >= len(before):
+            if before is not None and (kept[-1] >= len(before) or second.channels.get(name, len(before)) != len(before)):
                 raise PlanError(
-                    f"plan.keep[{name!r}]: channel {kept[-1]} does not exist; the first plan leaves {len(before)}"
+                    f"plan.keep[{name!r}]: is of {second.channels.get(name, kept[-1] + 1)} channels; the first plan "
+                    f"leaves {len(before)}"
                 )
             keep[name] = kept if before is None else tuple(before[i] for i in kept)
         return PruningPlan(keep, {**second.channels, **first.channels})
+
+
+def _is_count(n: Any) -> bool:
+    return isinstance(n, int) and not isinstance(n, bool) and n > 0
+
+
+def _indices(name: str, kept: Iterable[Any]) -> tuple[int, ...]:
+    try:
+        found = tuple(operator.index(i) for i in kept)
+    except TypeError:
+        found = None
+    if found is None or isinstance(kept, str) or any(isinstance(i, bool) for i in kept):
+        raise PlanError(f"plan.keep[{name!r}]: expected channel indices, got {kept!r:.80}")
+    return found
 
 
 def _short(items: Iterable[int]) -> str:

@@ -273,17 +273,21 @@ def _move_optimizer(
         return f"{owner}.reader.{attribute}" if owner in selects else name
 
     for group in optimizer.param_groups:
+        if any(id(old) not in by_id for old in group["params"]):
+            raise GraphError("optimizer: holds a parameter that is not one of the model's")
+    for group in optimizer.param_groups:
         for i, old in enumerate(group["params"]):
-            name = by_id.get(id(old))
-            if name is None:
-                raise GraphError("optimizer: holds a parameter that is not one of the model's")
+            name = by_id[id(old)]
             new = moved[new_name(name)]
             state = optimizer.state.pop(old, None)
             group["params"][i] = new
             if state is not None:
-                optimizer.state[new] = {
-                    key: _cut(value, cuts[name])
-                    if isinstance(value, Tensor) and value.shape == old.shape and name in cuts
-                    else value
-                    for key, value in state.items()
-                }
+                optimizer.state[new] = {key: _cut_state(value, old, cuts.get(name, {})) for key, value in state.items()}
+
+
+def _cut_state(value: Any, parameter: Tensor, cuts: Indices) -> Any:
+    """An optimizer's state of one parameter, cut along the dimensions that it has in common with it."""
+    if not isinstance(value, Tensor) or value.ndim != parameter.ndim:
+        return value
+    shared = {dim: index for dim, index in cuts.items() if value.shape[dim] == parameter.shape[dim]}
+    return _cut(value, shared) if shared else value

@@ -11,7 +11,7 @@ import random
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -70,7 +70,15 @@ class Scan(NamedTuple):
 
 
 def scan(model: nn.Module) -> Scan:
-    """Modules, parameters and buffers of a network. One walk, three times quicker than torch's three."""
+    """Modules, parameters and buffers of a network. One walk, three times quicker than torch's three.
+
+    Raises:
+        GraphError: not a module, or one that cannot be traced.
+    """
+    if not isinstance(model, nn.Module):
+        raise GraphError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise GraphError("model: a TorchScript module cannot be traced; expected the nn.Module it was made from")
     modules: dict[str, nn.Module] = {}
     values: dict[int, Value] = {}
     seen: set[int] = set()
@@ -384,6 +392,13 @@ def _as_it_was(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
 _HELD = frozenset(("_parameters", "_buffers", "_modules"))
 
 
+def _uncompiled(held: Scan) -> AbstractContextManager[Any]:
+    """Runs what is wrapped in ``torch.compile`` as the Python that it is; else importing the compiler is not worth it."""
+    if any("_orig_mod" in name or m.__dict__.get("_compiled_call_impl") for name, m in held.modules.items()):
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
+
+
 @contextmanager
 def _same_draws() -> Iterator[None]:
     """Branches on random numbers (stochastic depth) go the same way in every trace, and nobody's draws are used up."""
@@ -432,8 +447,6 @@ def trace_program(
     Raises:
         GraphError: the network cannot be run on stand-ins for the example.
     """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise GraphError("model: a TorchScript module cannot be traced; expected the nn.Module it was made from")
     if held is None:
         held = scan(model)
     items = _inputs(example)
@@ -458,7 +471,7 @@ def _run(model: nn.Module, items: tuple[Any, ...], held: Scan, training: bool) -
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with _as_it_was(held.modules.values(), training), _same_draws(), tracer:
+            with _uncompiled(held), _as_it_was(held.modules.values(), training), _same_draws(), tracer:
                 result = model(*given)
         except (RuntimeError, TypeError, ValueError, IndexError, AssertionError, AttributeError) as problem:
             where = f" after op {tracer.ops[-1].index} ({tracer.ops[-1].name})" if tracer.ops else ""
