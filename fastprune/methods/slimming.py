@@ -111,11 +111,14 @@ def slimming(context: MethodContext, options: SlimmingOptions) -> MethodResult:
     scales = _all_scales(model)
     notes: dict[str, Any] = {
         "batch_norm_channels": len(scales),
-        "kept_channels": sum(plan.widths().values()),
         "smallest_scale": float(scales.min()),
         "largest_scale": float(scales.max()),
     }
     trained = None if options.train is None else model
+    if options.ratio is not None:
+        threshold = _threshold(scales, options.ratio)
+        notes["threshold"] = threshold
+        notes["dropped_by_threshold"] = int((scales <= threshold).sum())
     if options.scratch is None:
         masked = options.mode == "masked"
         return MethodResult(plan, model, trained=trained, masked=masked, notes=notes)
@@ -152,8 +155,7 @@ def plan_by_ratio(
         PlanError: nothing falls, everything in a group falls and ``on_empty`` is not ``keep``.
     """
     check_scales(model)
-    scales = _all_scales(model).sort().values
-    threshold = float(scales[int(len(scales) * ratio)])
+    threshold = _threshold(_all_scales(model), ratio)
     strongest = _strongest_scales(model, graph)
     keep: dict[str, tuple[int, ...]] = {}
     for group in graph.groups:
@@ -283,6 +285,11 @@ def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
 def _all_scales(model: nn.Module) -> Tensor:
     """|γ| of every batch norm ``[N]``, float32 on the CPU."""
     return torch.cat([n.weight.detach().float().cpu().abs() for n in _norms(model).values()])
+
+
+def _threshold(scales: Tensor, ratio: float) -> float:
+    """The |γ| up to which the published rule drops."""
+    return float(scales.sort().values[int(len(scales) * ratio)])
 
 
 def _strongest_scales(model: nn.Module, graph: ChannelGraph) -> NDArray[np.float32]:

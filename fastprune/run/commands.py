@@ -152,7 +152,9 @@ def evaluate(
     graph = artifact.trace_for(network, torch.zeros(1, *info.input_shape, device=where), ())
     check_outputs(graph, info.num_classes, model)
     try:
-        metrics = measure(network, pipeline, device=where, progress=progress, name=split)
+        metrics = measure(
+            network, pipeline, device=where, channels_last=True, progress=progress, name=split
+        )
     finally:
         pipeline.close()
     return {

@@ -6,11 +6,10 @@ run that was interrupted and one that was not compute the same.
 
 from __future__ import annotations
 
-import copy
 import json
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,12 @@ from fastprune import artifact
 from fastprune.config import RunConfig
 from fastprune.data import DataInfo, Splits
 from fastprune.data import load as load_data
-from fastprune.errors import BudgetError, PlanError
+from fastprune.errors import PlanError
 from fastprune.files import digest_of, sha256_of, write_json
 from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, mask_plan, trace
-from fastprune.graph.budget import reachable
 from fastprune.methods import MethodContext
 from fastprune.methods import registry as methods
-from fastprune.records import Budget
+from fastprune.run.checks import budget_lines, check_oracle, check_reachable
 from fastprune.run.directory import RunDirectory, StageRecord, open_directory
 from fastprune.run.networks import (
     build_network,
@@ -44,9 +42,6 @@ __all__ = ["run"]
 
 _FORMAT = 1
 """Raised when a stage computes something else from the same inputs."""
-
-_ORACLE_IMAGES = 8
-_ORACLE_ERROR = 1e-6
 
 Made = tuple[dict[str, Any], tuple[Path, ...]]
 """Results of a stage and the files it wrote."""
@@ -167,7 +162,12 @@ class _Run:
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Accuracy on the test images, in percent."""
         metrics = evaluate(
-            model, self.splits.test, device=self.device, progress=self.progress, name="test"
+            model,
+            self.splits.test,
+            device=self.device,
+            channels_last=True,
+            progress=self.progress,
+            name="test",
         )
         return {"top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss}
 
@@ -191,7 +191,7 @@ class _Run:
             self.say(message)
         graph = self.trace(model.to(self.device))
         check_outputs(graph, self.info.num_classes, config.model.name)
-        self.check_budget(graph)
+        self.say(f"reachable: {check_reachable(self.config.prune, graph)}")
         if config.baseline is not None:
             self.train(model, config.baseline, work, "baseline")
         artifact.save_state(self.directory.baseline, model)
@@ -203,29 +203,6 @@ class _Run:
             "cost": graph.cost().to_dict(),
         }
         return results, (self.directory.baseline, self.directory.graph)
-
-    def check_budget(self, graph: ChannelGraph) -> None:
-        """Refuses a budget that cannot be met before anything is trained for it."""
-        prune = self.config.prune
-        if prune.budget is None:
-            return
-        table = reachable(
-            graph,
-            round_to=prune.round_to,
-            min_channels=prune.min_channels,
-            ratios=prune.ratios,
-        )
-        ranges = {row.metric: row for row in table}
-        shown = ", ".join(f"{r.metric} {r.lowest:,.6g} to {r.full:,.6g}" for r in table)
-        for limit in Budget.parse(prune.budget).limits:
-            row = ranges.get(limit.metric)
-            if row is not None and limit.absolute(row.full) < row.lowest:
-                raise BudgetError(
-                    f"prune.budget.{limit.metric}: {limit.value:g} cannot be reached; with the "
-                    f"floors given, {limit.metric} can be from {row.lowest:,.6g} to "
-                    f"{row.full:,.6g} ({row.lowest / row.full:.4f} to 1 of the unpruned network)"
-                )
-        self.say(f"reachable: {shown}")
 
     def train(
         self,
@@ -305,7 +282,8 @@ class _Run:
         model, plan = self.unpruned(), self.stored_plan()
         graph = self.trace(model)
         small = apply_plan(model, graph, plan)
-        oracle = self.oracle(mask_plan(model, graph, plan), small)
+        images, _ = next(iter(self.splits.test.epoch(0)))
+        oracle = check_oracle(mask_plan(model, graph, plan), small, images.to(self.device))
         if self.records["plan"].results["own_pruned_weights"]:
             artifact.restore(small, artifact.load_state(self.directory.inherited))
         artifact.save_state(self.directory.start, small)
@@ -318,33 +296,11 @@ class _Run:
         results = {
             "cost": cost.to_dict(),
             "widths": plan.widths(),
-            "budget": _budget_lines(self.config.prune.budget, graph, plan),
+            "budget": budget_lines(self.config.prune.budget, graph, plan),
             "oracle": oracle,
             "metrics": self.measure(small),
         }
         return results, (self.directory.start,)
-
-    def oracle(self, masked: nn.Module, small: nn.Module) -> dict[str, Any]:
-        """How far the pruned network is from the masked one on real images.
-
-        In float64, where a right network differs by rounding alone, and a wrong one by far more.
-
-        Raises:
-            PlanError: it is not the same function.
-        """
-        images, _ = next(iter(self.splits.test.epoch(0)))
-        images = images[:_ORACLE_IMAGES].to(self.device, torch.float64)
-        with torch.no_grad():
-            expected = masked.double().eval()(images)
-            got = copy.deepcopy(small).double().eval()(images)
-        largest = float(expected.abs().max())
-        error = float((got - expected).abs().max()) / max(largest, 1e-30)
-        if not error <= _ORACLE_ERROR:
-            raise PlanError(
-                f"plan: the pruned network differs from the masked one by {error:.2g} of the "
-                "largest output"
-            )
-        return {"images": len(images), "relative_error": float(f"{error:.1e}"), "equal": True}
 
     # Fine-tune
 
@@ -428,26 +384,3 @@ def _described(graph: ChannelGraph) -> dict[str, Any]:
             for row in graph.unprunable
         ],
     }
-
-
-def _budget_lines(
-    budget: Mapping[str, float] | None, graph: ChannelGraph, plan: PruningPlan
-) -> list[dict[str, Any]]:
-    """What was asked for and what was reached, a limit each."""
-    if budget is None:
-        return []
-    full, now = graph.cost().to_dict(), graph.cost(plan).to_dict()
-    lines = []
-    for limit in Budget.parse(budget).limits:
-        if limit.metric in full:
-            allowed = limit.absolute(full[limit.metric])
-            reached = now[limit.metric]
-            lines.append(
-                {
-                    "metric": limit.metric,
-                    "limit": allowed,
-                    "reached": reached,
-                    "met": reached <= allowed,
-                }
-            )
-    return lines

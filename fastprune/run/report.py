@@ -22,6 +22,7 @@ from fastprune.run.directory import StageRecord
 __all__ = [
     "build_report",
     "interleaved_latency",
+    "narrowest_groups",
     "print_counts",
     "print_members",
     "print_metrics",
@@ -81,7 +82,7 @@ def build_report(
         "budget": records["prune"].results["budget"],
         "oracle": records["prune"].results["oracle"],
         "latency": latency,
-        "narrowest": _narrowest(graph, plan),
+        "narrowest": narrowest_groups(graph, plan),
         "widths": records["prune"].results["widths"],
         "unprunable": [
             {"name": row.name, "channels": row.channels, "reason": row.reason}
@@ -149,7 +150,7 @@ def _warnings(latency: Mapping[str, Any] | None, config: RunConfig) -> list[str]
     ]
 
 
-def _narrowest(graph: ChannelGraph, plan: PruningPlan) -> list[dict[str, Any]]:
+def narrowest_groups(graph: ChannelGraph, plan: PruningPlan) -> list[dict[str, Any]]:
     """The layer with the smallest share of its channels left, for each size of feature maps."""
     sizes = {}
     for layer in graph.layers:

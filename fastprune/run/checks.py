@@ -1,0 +1,82 @@
+"""What is checked before a run trains, and after it pruned."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastprune.errors import BudgetError, PlanError
+from fastprune.graph import ChannelGraph, PruningPlan
+from fastprune.graph.budget import reachable
+from fastprune.methods import PruneOptions
+from fastprune.records import Budget
+
+__all__ = ["budget_lines", "check_oracle", "check_reachable"]
+
+_IMAGES = 8
+_LARGEST_ERROR = 1e-6
+
+
+def check_reachable(prune: PruneOptions, graph: ChannelGraph) -> str:
+    """What each metric can be brought to, in one line.
+
+    Raises:
+        BudgetError: a limit of the budget is out of reach, so that training for it is in vain.
+    """
+    table = reachable(
+        graph, round_to=prune.round_to, min_channels=prune.min_channels, ratios=prune.ratios
+    )
+    ranges = {row.metric: row for row in table}
+    for limit in Budget.parse(prune.budget).limits if prune.budget else ():
+        row = ranges.get(limit.metric)
+        if row is not None and limit.absolute(row.full) < row.lowest:
+            raise BudgetError(
+                f"prune.budget.{limit.metric}: {limit.value:g} cannot be reached; with the floors "
+                f"given, {limit.metric} can be from {row.lowest:,.6g} to {row.full:,.6g} "
+                f"({row.lowest / row.full:.4f} to 1 of the unpruned network)"
+            )
+    return ", ".join(f"{row.metric} {row.lowest:,.6g} to {row.full:,.6g}" for row in table)
+
+
+def check_oracle(masked: nn.Module, small: nn.Module, images: torch.Tensor) -> dict[str, Any]:
+    """How far the pruned network is from the masked one on real images.
+
+    In float64, where a right network differs by rounding alone, and a wrong one by far more.
+
+    Args:
+        masked: may be changed.
+        small: left as it is.
+        images: a batch ``[N, C, H, W]`` on the networks' device.
+
+    Raises:
+        PlanError: it is not the same function.
+    """
+    images = images[:_IMAGES].double()
+    with torch.no_grad():
+        expected = masked.double().eval()(images)
+        got = copy.deepcopy(small).double().eval()(images)
+    error = float((got - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
+    # Written so that NaN fails too.
+    if not error <= _LARGEST_ERROR:
+        raise PlanError(
+            f"plan: the pruned network differs from the masked one by {error:.2g} of the largest "
+            "output"
+        )
+    return {"images": len(images), "relative_error": float(f"{error:.1e}"), "equal": True}
+
+
+def budget_lines(
+    budget: Mapping[str, float] | None, graph: ChannelGraph, plan: PruningPlan
+) -> list[dict[str, Any]]:
+    """What was asked for and what was reached, a limit each; latency is in the report's table."""
+    full, now = graph.cost().to_dict(), graph.cost(plan).to_dict()
+    lines = []
+    for limit in Budget.parse(budget).limits if budget else ():
+        if limit.metric in full:
+            allowed = limit.absolute(full[limit.metric])
+            lines.append({"metric": limit.metric, "limit": allowed, "reached": now[limit.metric]})
+    return lines
