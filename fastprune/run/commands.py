@@ -127,7 +127,10 @@ def evaluate(
             raise ConfigError(f"{model}: is a saved network and has its own weights and options")
         stem, description = artifact.describe(model)
         saved = description["normalization"]
-        options = ModelOptions(name=description["architecture"] or str(stem))
+        architecture = description["architecture"]
+        options = ModelOptions(
+            name=architecture or str(stem), weights=str(stem) if architecture else None
+        )
         choice = choose_normalization(
             options, given, saved=None if saved is None else Normalization.model_validate(saved)
         )

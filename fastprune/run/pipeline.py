@@ -177,9 +177,11 @@ class _Run:
         config = self.config
         weights = config.model.weights
         given = Path(weights) if weights else None
+        code = Path(config.model.name.rpartition(":")[0]).expanduser()
         return {
             "config": config.to_dict() | {"finetune": None, "latency": None},
             "weights": sha256_of(given) if given is not None and given.is_file() else weights,
+            "code": sha256_of(code) if code.suffix == ".py" and code.is_file() else None,
         }
 
     def baseline(self, work: Path) -> Made:
@@ -320,11 +322,11 @@ class _Run:
             artifact.restore(small, artifact.load_state(directory.start))
         elif facts["masked"]:
             masked = mask_plan(model, graph, plan)
-            self.train(masked, recipe, work, "masked fine-tuning", self.teacher())
+            self.train(masked, recipe, work, "masked fine-tuning", self.teacher(recipe))
             small = apply_plan(masked, graph, plan)
         else:
             artifact.restore(small, artifact.load_state(directory.start))
-            self.train(small, recipe, work, "fine-tuning", self.teacher())
+            self.train(small, recipe, work, "fine-tuning", self.teacher(recipe))
         metrics = self.measure(small)
         artifact.save(
             directory.pruned,
@@ -345,8 +347,10 @@ class _Run:
         }
         return results, directory.product
 
-    def teacher(self) -> nn.Module | None:
-        """The trained unpruned network: the baseline, or the one the method trained."""
+    def teacher(self, recipe: TrainingOptions) -> nn.Module | None:
+        """The trained unpruned network, if wanted: the baseline, or the one the method trained."""
+        if recipe.distill is None:
+            return None
         if self.records["baseline"].results["trained"]:
             return self.network(self.directory.baseline)
         return self.unpruned() if self.records["plan"].results["metrics"] else None

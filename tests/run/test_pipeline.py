@@ -146,6 +146,21 @@ def test_an_impossible_budget_is_refused_before_training(tmp_path: Path) -> None
     assert not (tmp_path / "baseline.safetensors").exists()
 
 
+def test_what_a_stage_is_made_from_is_noticed_when_it_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(Path(__file__).with_name("tiny.py").read_text())
+    given = GRADUAL | {"model": {"name": f"{own}:network"}}
+    run(given, tmp_path / "a")
+    pipeline.run(config(given), tmp_path / "a")
+    assert "baseline: done before" in capsys.readouterr().err
+    own.write_text(own.read_text() + "\n# another\n")
+    pipeline.run(config(given), tmp_path / "a")
+
+    assert "baseline: again, since its inputs have changed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
