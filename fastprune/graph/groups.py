@@ -472,7 +472,9 @@ def _assemble(
         frozen_rows.append((label[:0], reason))
     roots = np.flatnonzero(label[:count] == np.arange(count))
     free = roots[reason_of[roots] < 0]
-    groups, channel_of, lonely = _groups(tracker, free, _signatures(tracker, label, count), count)
+    groups, channel_of, lonely = _groups(
+        tracker, free, _signatures(tracker, label, count), _named_by(tracker, label, count), count
+    )
     total = sum(g.channels for g in groups)
     numbers = np.full(count + 1, total)
     numbers[:count] = channel_of[label[:count]]
@@ -524,8 +526,20 @@ def _signatures(tracker: ChannelTracker, label: Map, count: int) -> NDArray[np.u
     return signature
 
 
+def _named_by(tracker: ChannelTracker, label: Map, count: int) -> Map:
+    """For each component the channel that gives it a name: the first that a layer makes, not a bare parameter."""
+    if not tracker.adopted:
+        return label
+    starts = np.array([start for start, _ in tracker.producers])
+    ids = np.arange(count)
+    layers = ids[~np.isin(starts[np.searchsorted(starts, ids, side="right") - 1], list(tracker.adopted))]
+    named_by = np.full(count + 1, count)
+    np.minimum.at(named_by, label[layers], layers)
+    return np.where(named_by < count, named_by, label)
+
+
 def _groups(
-    tracker: ChannelTracker, free: Map, signature: NDArray[np.uint64], count: int
+    tracker: ChannelTracker, free: Map, signature: NDArray[np.uint64], named_by: Map, count: int
 ) -> tuple[tuple[ChannelGroup, ...], Map, Map]:
     """Groups of equal signature in order of their first channel; channel numbers by root; roots left alone."""
     channel_of = np.full(count + 1, -1)
@@ -541,7 +555,7 @@ def _groups(
     rank[order] = np.arange(len(order))
     by_group = np.argsort(rank[inverse], kind="stable")
     sorted_roots = free[by_group]
-    makers = (np.searchsorted(starts, free[first[order]], side="right") - 1).tolist()
+    makers = (np.searchsorted(starts, named_by[free[first[order]]], side="right") - 1).tolist()
     groups: list[ChannelGroup] = []
     lonely: list[Map] = []
     named: dict[str, int] = {}
