@@ -20,7 +20,7 @@ import fastprune as fp
 from fastprune import models
 from fastprune.cli import app
 
-TINY = f"{Path(__file__).parent / 'run' / 'tiny.py'}:network"
+TINY = "fastprune.testing.methods:TinyResidual"
 CONFIG: dict[str, Any] = {
     "model": {"name": TINY},
     "data": {"name": "digits", "train_limit": 96, "test_limit": 40, "batch_size": 32},

@@ -1,4 +1,4 @@
-"""What every method must hold to, on a tiny network and real digits; for authors of methods too."""
+"""What every method must hold to, on a tiny network and real digits; for plug-ins too."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from fastprune.run.directory import STAGES
 # A checkpoint after every step, so that training can be killed anywhere and go on.
 TRAIN = {"epochs": 2, "lr": 0.05, "checkpoint_every": 0}
 GRADUAL: dict[str, Any] = {
-    "model": {"name": f"{Path(__file__).with_name('tiny.py')}:network"},
+    "model": {"name": "fastprune.testing.methods:TinyResidual"},
     "data": {"name": "digits", "train_limit": 96, "test_limit": 40, "batch_size": 32},
     "baseline": TRAIN,
     "method": {"name": "one_shot", "iterations": 2, "finetune_between": 1},
@@ -150,7 +150,7 @@ def test_what_a_stage_is_made_from_is_noticed_when_it_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = tmp_path / "own.py"
-    own.write_text(Path(__file__).with_name("tiny.py").read_text())
+    own.write_text("from fastprune.testing.methods import TinyResidual as network\n")
     given = GRADUAL | {"model": {"name": f"{own}:network"}}
     run(given, tmp_path / "a")
     pipeline.run(config(given), tmp_path / "a")

@@ -1,0 +1,62 @@
+"""Every registered method does what all methods must."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from fastprune.methods import MethodContext, MethodResult, PruneOptions, registry
+from fastprune.methods.one_shot import OneShotOptions, one_shot
+from fastprune.testing.methods import check_method
+
+TRAIN = {"epochs": 1, "lr": 0.05}
+HALF = PruneOptions(budget={"macs": 0.5})
+
+# Options that send each method through all of its parts.
+CASES: dict[str, list[tuple[dict[str, Any], PruneOptions | None]]] = {
+    "one_shot": [
+        ({}, HALF),
+        ({"criterion": "taylor", "batches": 2}, HALF),
+        ({"criterion": "random", "iterations": 2, "finetune_between": 1}, HALF),
+    ],
+    "slimming": [
+        ({"train": TRAIN, "ratio": 0.4}, None),
+        ({"train": TRAIN, "start": "baseline", "penalty": "proximal"}, HALF),
+        ({"start": "baseline", "ratio": 0.4, "mode": "masked"}, None),
+        ({"train": TRAIN, "ratio": 0.4, "scratch": "B"}, None),
+    ],
+}
+
+
+def test_every_method_has_its_cases() -> None:
+    assert set(CASES) == set(registry.names())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "prune"),
+    [(name, *case) for name, cases in CASES.items() for case in cases],
+)
+def test_methods_conform(
+    name: str, options: dict[str, Any], prune: PruneOptions | None, tmp_path: Path
+) -> None:
+    result = check_method(tmp_path, {"name": name, **options}, prune)
+
+    assert result.plan.keep
+
+
+def test_a_method_that_alters_the_network_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoiling(context: MethodContext, options: OneShotOptions) -> MethodResult:
+        result = one_shot(context, options)
+        nn.init.zeros_(context.model.get_parameter("fc.bias"))
+        return result
+
+    entry = dataclasses.replace(registry.get("one_shot"), build=spoiling)
+    monkeypatch.setattr(registry, "get", lambda name: entry)
+    with pytest.raises(AssertionError, match="was altered"):
+        check_method(tmp_path, {"name": "one_shot"}, HALF)
