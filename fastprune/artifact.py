@@ -257,7 +257,9 @@ def _rebuilt(stem: Path, description: Mapping[str, Any], model: nn.Module | None
         network = model
         if network is None:
             network = models.build(
-                architecture, num_classes=description["num_classes"], **description["options"]
+                _found(architecture, stem.parent),
+                num_classes=description["num_classes"],
+                **description["options"],
             )
         like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
         example = torch.zeros(1, *description["input_shape"], dtype=like.dtype, device=like.device)
@@ -266,6 +268,18 @@ def _rebuilt(stem: Path, description: Mapping[str, Any], model: nn.Module | None
     except FastpruneError as error:
         what = "the given model" if model is not None else f"{architecture!r}"
         raise ArtifactError(f"{stem}: cannot be rebuilt from {what}: {error}") from error
+
+
+def _found(architecture: str, folder: Path) -> str:
+    """The architecture, its file looked for beside the saved network where it is no longer there.
+
+    A saved network and the file that builds it are often moved to another machine together.
+    """
+    file, _, function = architecture.rpartition(":")
+    beside = folder / Path(file).name
+    if file.endswith(".py") and not Path(file).is_file() and beside.is_file():
+        return f"{beside}:{function}"
+    return architecture
 
 
 def _mismatches(

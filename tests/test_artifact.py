@@ -127,6 +127,22 @@ def test_the_users_own_networks_load_in_a_fresh_process(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == expected
 
 
+def test_a_network_moves_with_the_file_that_builds_it(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    (old / "ownnet.py").write_text(NETWORK)
+    name = f"{old / 'ownnet.py'}:network"
+    small, plan = pruned(models.build(name), (3, 16, 16))
+    fp.save(old / "a", small, plan=plan, architecture=name, input_shape=(3, 16, 16))
+    old.rename(new)
+    inputs = torch.randn(1, 3, 16, 16)
+
+    assert torch.equal(fp.load(new / "a")(inputs), small.eval()(inputs))
+    (new / "ownnet.py").unlink()
+    with pytest.raises(ArtifactError, match=r"there is no file .*ownnet\.py"):
+        fp.load(new / "a")
+
+
 def test_a_plain_constructor_and_the_plan_are_enough(tmp_path: Path) -> None:
     def network() -> nn.Module:
         return nn.Sequential(
