@@ -3,7 +3,8 @@
     import fastprune as fp
     small = fp.prune(model, example, criterion="l1", budget={"macs": 0.5}).model
 
-Names are imported when first used, so ``import fastprune`` costs little more than ``import torch``.
+Names are imported when first used, so ``import fastprune`` costs little more than ``import
+torch``.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _HOME = {
     "trace": "fastprune.graph",
 }
 
-__all__ = [*sorted(_HOME), "__version__", "criteria"]  # noqa: PLE0604
+__all__ = [*sorted(_HOME), "__version__", "criteria"]
 
 
 def __getattr__(name: str) -> Any:

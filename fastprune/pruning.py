@@ -68,18 +68,23 @@ def prune(
     scores = criteria.score(criterion, model, graph, batches=batches, generator=generator)
 
     def measure(plan: PruningPlan) -> float:
-        return measure_latency(apply_plan(model, graph, plan, allow_unchanged=True), graph.example())
+        return measure_latency(
+            apply_plan(model, graph, plan, allow_unchanged=True), graph.example()
+        )
 
     plan = solve(
-        graph, scores, budget, round_to=round_to, min_channels=min_channels, ranking=ranking, ratios=ratios,
+        graph, scores, budget, round_to=round_to, min_channels=min_channels, ranking=ranking,
+        ratios=ratios,
         measure=measure,
     )  # fmt: skip
     small = apply_plan(model, graph, plan)
     return Pruned(small, plan, graph, graph.cost(), graph.cost(plan))
 
 
-def measure_latency(model: nn.Module, inputs: Sequence[Tensor], *, runs: int = 11, warm_up: int = 3) -> float:
-    """Median time of one forward pass in milliseconds, in evaluation mode, on the inputs' device."""
+def measure_latency(
+    model: nn.Module, inputs: Sequence[Tensor], *, runs: int = 11, warm_up: int = 3
+) -> float:
+    """Median milliseconds of one forward pass, in evaluation mode, on the inputs' device."""
     training = [m for m in model.modules() if m.training]
     model.eval()
     inputs = [torch.empty_like(x, memory_format=torch.contiguous_format).copy_(x) for x in inputs]

@@ -13,9 +13,11 @@ __all__ = ["l1"]
 
 @registry.register("l1")
 def l1(model: nn.Module, graph: ChannelGraph) -> Scores:
-    """Σ|w| of each channel's weights, mean over its slots (out and in), divided by the group's mean.
+    """Σ|w| of each channel's weights, mean over its slots (out and in), divided by the group's
+    mean.
 
-    Li et al., *Pruning Filters for Efficient ConvNets*, ICLR 2017, joined over all layers that share the channel.
+    Li et al., *Pruning Filters for Efficient ConvNets*, ICLR 2017, joined over all layers that
+    share the channel.
     """
 
     def magnitude(parameter: Tensor, name: str, out: Tensor) -> Tensor:

@@ -13,7 +13,9 @@ __all__ = ["l2"]
 
 @registry.register("l2")
 def l2(model: nn.Module, graph: ChannelGraph) -> Scores:
-    """√Σw² of each channel's weights, mean over its slots (out and in), divided by the group's mean."""
+    """√Σw² of each channel's weights, mean over its slots (out and in), divided by the group's
+    mean.
+    """
 
     def square(parameter: Tensor, name: str, out: Tensor) -> Tensor:
         return torch.square(parameter, out=out)

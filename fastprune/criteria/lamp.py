@@ -15,9 +15,9 @@ __all__ = ["lamp"]
 def lamp(model: nn.Module, graph: ChannelGraph) -> Scores:
     """Σw² of a channel over the sum of Σw² of the group's channels that are at least as large.
 
-    Lee et al., *Layer-Adaptive Sparsity for the Magnitude-Based Pruning*, ICLR 2021, for channels instead of single
-    weights. Σw² is the mean over slots (out and in). The largest channel of a group scores 1, so no group is emptied
-    before others; no further normalisation.
+    Lee et al., *Layer-Adaptive Sparsity for the Magnitude-Based Pruning*, ICLR 2021, for channels
+    instead of single weights. Σw² is the mean over slots (out and in). The largest channel of a
+    group scores 1, so no group is emptied before others; no further normalisation.
     """
 
     def square(parameter: Tensor, name: str, out: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ __all__ = ["random"]
 
 
 @registry.register("random", draws=True)
-def random(model: nn.Module, graph: ChannelGraph, *, generator: torch.Generator | None = None) -> Scores:
+def random(
+    model: nn.Module, graph: ChannelGraph, *, generator: torch.Generator | None = None
+) -> Scores:
     """Uniform in [0, 1): the control that every other criterion has to beat.
 
     Args:

@@ -16,11 +16,15 @@ __all__ = ["taylor"]
 
 
 @registry.register("taylor", data=True)
-def taylor(model: nn.Module, graph: ChannelGraph, *, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores:
-    """|Σ w·∂L/∂w| of each channel's weights, mean over its slots (out and in), divided by the group's mean.
+def taylor(
+    model: nn.Module, graph: ChannelGraph, *, batches: Iterable[tuple[Tensor, Tensor]]
+) -> Scores:
+    """|Σ w·∂L/∂w| of each channel's weights, mean over its slots (out and in), divided by the
+    group's mean.
 
-    Molchanov et al., *Importance Estimation for Neural Network Pruning*, CVPR 2019. L is the cross entropy summed
-    over ``batches``; the network is run in evaluation mode, and its gradients are left as they were.
+    Molchanov et al., *Importance Estimation for Neural Network Pruning*, CVPR 2019. L is the cross
+    entropy summed over ``batches``; the network is run in evaluation mode, and its gradients are
+    left as they were.
 
     Args:
         batches: (images ``[N, ...]``, labels ``[N]``).
@@ -39,7 +43,9 @@ def taylor(model: nn.Module, graph: ChannelGraph, *, batches: Iterable[tuple[Ten
     try:
         with torch.enable_grad():
             for images, labels in batches:
-                loss = functional.cross_entropy(model(images.to(device)), labels.to(device), reduction="sum")
+                loss = functional.cross_entropy(
+                    model(images.to(device)), labels.to(device), reduction="sum"
+                )
                 found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
                 for name, gradient in zip(weights, found, strict=True):
                     if gradient is not None:

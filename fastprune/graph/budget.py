@@ -70,21 +70,26 @@ def solve(
 ) -> PruningPlan:
     """The plan that keeps the best-scored channels within the budget.
 
-    The lowest scores go first until every limit holds; then the best dropped channels that still fit come back, so
-    the budget is met from below as closely as the widths allow.
+    The lowest scores go first until every limit holds; then the best dropped channels that still
+    fit come back, so the budget is met from below as closely as the widths allow.
 
     Args:
         graph: the network's channel graph.
-        scores: group name -> scores ``[channels]``, higher stays longer. Groups without scores stay whole.
-        budget: limits on macs, params, channels, size_mb, latency_ms: up to 1 a fraction kept, above it absolute;
-            all hold at once. None: only ``ratios`` are applied.
+        scores: group name -> scores ``[channels]``, higher stays longer. Groups without scores
+            stay whole.
+        budget: limits on macs, params, channels, size_mb, latency_ms: up to 1 a fraction kept,
+            above it absolute; all hold at once. None: only ``ratios`` are applied.
         round_to: widths are multiples of this, or the whole group.
-        min_channels: floor of every group: a number of channels, or below 1 a fraction of the group.
-        ranking: ``global`` ranks all channels together, ``layer`` drops the same ratio of every group,
-            ``isomorphic`` ranks groups of equal structure together and drops the same ratio of every such class.
-        ratios: group name pattern -> pruning ratio (dropped / all) for groups that the budget shall not decide.
+        min_channels: floor of every group: a number of channels, or below 1 a fraction of the
+            group.
+        ranking: ``global`` ranks all channels together, ``layer`` drops the same ratio of every
+            group, ``isomorphic`` ranks groups of equal structure together and drops the same ratio
+            of every such class.
+        ratios: group name pattern -> pruning ratio (dropped / all) for groups that the budget
+            shall not decide.
         keep: name patterns of groups that stay whole.
-        measure: gives the latency in milliseconds of the network a plan leaves; needed for ``latency_ms`` alone.
+        measure: gives the latency in milliseconds of the network a plan leaves; needed for
+            ``latency_ms`` alone.
 
     Raises:
         BudgetError: the budget cannot be met (the message gives the range), or is met already.
@@ -96,7 +101,10 @@ def solve(
         raise BudgetError("budget: got none; expected a budget such as {'macs': 0.5}, or ratios")
     values = _scores(graph, scores)
     problem = _problem(graph, values, round_to, min_channels, ratios, keep)
-    order = [np.argsort(values[i], kind="stable") if values[i] is not None else None for i in range(len(values))]
+    order = [
+        np.argsort(values[i], kind="stable") if values[i] is not None else None
+        for i in range(len(values))
+    ]
     if budget is None:
         widths = np.where(problem.fixed >= 0, problem.fixed, problem.sizes)
         return _plan(graph, order, widths)
@@ -106,7 +114,10 @@ def solve(
     full = graph.cost_model.raw(problem.sizes.astype(np.float64))
     lowest = _widths_at(problem, classes, 1.0)
     if measure is None and any(limit.metric == "latency_ms" for limit in limits.limits):
-        raise BudgetError("budget.latency_ms: needs a way to measure latency; pass measure=, or use fastprune.prune")
+        raise BudgetError(
+            "budget.latency_ms: needs a way to measure latency; pass measure=, or use "
+            "fastprune.prune"
+        )
     bounds, latency = _bounds(graph, limits, full, lowest)
     full_ms = measure(graph.full_plan()) if measure is not None and latency is not None else 0.0
 
@@ -122,19 +133,23 @@ def solve(
     if fits(unpruned):
         if np.array_equal(unpruned, problem.sizes):
             raise BudgetError(
-                f"budget: {_shown(limits)} is met by the unpruned network ({_costs(full)}); nothing would be pruned"
+                f"budget: {_shown(limits)} is met by the unpruned network ({_costs(full)}); "
+                "nothing would be pruned"
             )
         return _plan(graph, order, unpruned)
     steps = sum(len(members) for members, _ in classes)
     low, high = 0, steps  # does not fit, fits
     if latency is not None and not fits(lowest):
         raise BudgetError(
-            f"budget.latency_ms: {latency.value} cannot be reached; with every group at its floor the latency is "
+            f"budget.latency_ms: {latency.value} cannot be reached; with every group at its "
+            "floor the latency is "
             f"still above it"
         )
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if fits(_widths_at(problem, classes, middle / steps)) else (middle, high)
+        low, high = (
+            (low, middle) if fits(_widths_at(problem, classes, middle / steps)) else (middle, high)
+        )
     widths = _widths_at(problem, classes, high / steps)
     if latency is None:
         widths = _give_back(problem, values, order, widths, bounds)
@@ -182,13 +197,19 @@ def _scores(graph: ChannelGraph, scores: Mapping[str, Any]) -> list[Floats | Non
         try:
             score = np.asarray(detached, np.float64)
         except (TypeError, ValueError):
-            raise PlanError(f"scores[{group.name!r}]: expected numbers, got {given!r:.80}") from None
+            raise PlanError(
+                f"scores[{group.name!r}]: expected numbers, got {given!r:.80}"
+            ) from None
         if score.shape != (group.channels,):
             raise PlanError(
-                f"scores[{group.name!r}]: expected shape [{group.channels}], got {list(score.shape)}"
+                f"scores[{group.name!r}]: expected shape [{group.channels}], got "
+                f"{list(score.shape)}"
             )
         if not np.isfinite(score).all():
-            raise PlanError(f"scores[{group.name!r}]: {int((~np.isfinite(score)).sum())} scores are not finite numbers")
+            raise PlanError(
+                f"scores[{group.name!r}]: {int((~np.isfinite(score)).sum())} scores are not "
+                "finite numbers"
+            )
         found.append(score)
     return found
 
@@ -209,18 +230,29 @@ def _problem(
         or not 0 <= min_channels < math.inf
         or (min_channels > 1 and min_channels != int(min_channels))
     ):
-        raise BudgetError(f"min_channels: expected a number of channels or a fraction below 1, got {min_channels!r}")
+        raise BudgetError(
+            "min_channels: expected a number of channels or a fraction below 1, got "
+            f"{min_channels!r}"
+        )
     names = [g.name for g in graph.groups]
     sizes = np.array([g.channels for g in graph.groups], np.int64)
-    least = np.ceil(sizes * min_channels) if min_channels < 1 else np.full(len(sizes), float(min_channels))
+    least = (
+        np.ceil(sizes * min_channels)
+        if min_channels < 1
+        else np.full(len(sizes), float(min_channels))
+    )
     floors = _rounded(np.maximum(least.astype(np.int64), 1), sizes, round_to)
     fixed = np.full(len(sizes), -1, np.int64)
     for pattern, ratio in (ratios or {}).items():
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
-            raise BudgetError(f"ratios[{pattern!r}]: expected a pruning ratio in [0, 1), got {ratio!r}")
+            raise BudgetError(
+                f"ratios[{pattern!r}]: expected a pruning ratio in [0, 1), got {ratio!r}"
+            )
         for i in _matching(pattern, names, "ratios"):
             if values[i] is None:
-                raise PlanError(f"ratios[{pattern!r}]: group {names[i]!r} has no scores under this criterion")
+                raise PlanError(
+                    f"ratios[{pattern!r}]: group {names[i]!r} has no scores under this criterion"
+                )
             dropped = np.int64(sizes[i] * ratio)
             fixed[i] = max(_rounded(sizes[i : i + 1] - dropped, sizes[i : i + 1], round_to)[0], 1)
     for pattern in (keep,) if isinstance(keep, str) else keep:
@@ -247,14 +279,24 @@ def _rounded(widths: Ints, sizes: Ints, round_to: int) -> Ints:
 def _classes(
     graph: ChannelGraph, values: list[Floats | None], fixed: Ints, ranking: str
 ) -> list[tuple[Ints, Floats]]:
-    """Per class of groups ranked together: group index of each channel in ascending order of score, and the scores."""
+    """Per class of groups ranked together: group index of each channel in ascending order of
+    score, and the scores.
+    """
     members: dict[Any, list[int]] = {}
     for i, group in enumerate(graph.groups):
         if fixed[i] < 0:
-            key: Any = 0 if ranking == "global" else i if ranking == "layer" else _structure(graph, group.name)
+            key: Any = (
+                0
+                if ranking == "global"
+                else i
+                if ranking == "layer"
+                else _structure(graph, group.name)
+            )
             members.setdefault(key, []).append(i)
     if not members:
-        raise BudgetError("budget: every group is kept or has a ratio of its own, so no channel is left to drop")
+        raise BudgetError(
+            "budget: every group is kept or has a ratio of its own, so no channel is left to drop"
+        )
     classes = []
     for groups in members.values():
         score = np.concatenate([values[i] for i in groups])  # type: ignore[misc]
@@ -263,7 +305,8 @@ def _classes(
         classes.append((owner[order], score[order]))
     if all(score[0] == score[-1] for _, score in classes):
         raise PlanError(
-            "scores: all of them are equal, so no channel is better than another; train first, or use another criterion"
+            "scores: all of them are equal, so no channel is better than another; train first, "
+            "or use another criterion"
         )
     return classes
 
@@ -279,11 +322,17 @@ def _structure(graph: ChannelGraph, name: str) -> tuple[Any, ...]:
 
 
 def _widths_at(problem: _Problem, classes: list[tuple[Ints, Floats]], ratio: float) -> Ints:
-    """Widths when this ratio of every class has been dropped, lowest scores first, within the floors."""
+    """Widths when this ratio of every class has been dropped, lowest scores first, within the
+    floors.
+    """
     dropped = np.zeros(len(problem.sizes), np.int64)
     for owner, _ in classes:
-        dropped += np.bincount(owner[: math.floor(ratio * len(owner) + 1e-9)], minlength=len(dropped))
-    widths = np.maximum(_rounded(problem.sizes - dropped, problem.sizes, problem.round_to), problem.floors)
+        dropped += np.bincount(
+            owner[: math.floor(ratio * len(owner) + 1e-9)], minlength=len(dropped)
+        )
+    widths = np.maximum(
+        _rounded(problem.sizes - dropped, problem.sizes, problem.round_to), problem.floors
+    )
     return np.where(problem.fixed >= 0, problem.fixed, widths)
 
 
@@ -302,8 +351,10 @@ def _bounds(graph: ChannelGraph, budget: Budget, full: Floats, lowest: Ints) -> 
         if least[column] > bound:
             low, high = least[column] / scale, full[column] / scale
             raise BudgetError(
-                f"budget.{limit.metric}: {limit.value:g} cannot be reached; with the floors given, {limit.metric} can "
-                f"be from {low:,.6g} to {high:,.6g} ({low / high:.4f} to 1 of the unpruned network)"
+                f"budget.{limit.metric}: {limit.value:g} cannot be reached; with the floors "
+                f"given, {limit.metric} can "
+                f"be from {low:,.6g} to {high:,.6g} ({low / high:.4f} to 1 of the unpruned "
+                "network)"
             )
         bounds[column] = min(bounds[column], bound)
     return bounds, latency
@@ -352,4 +403,8 @@ def _shown(budget: Budget) -> str:
 
 
 def _costs(raw: Floats) -> str:
-    return f"macs {raw[0]:,.0f}, params {raw[1]:,.0f}, channels {raw[2]:,.0f}, size_mb {raw[3] / 1e6:.3f}"
+    macs, params, channels, size = raw
+    return (
+        f"macs {macs:,.0f}, params {params:,.0f}, channels {channels:,.0f}, "
+        f"size_mb {size / 1e6:.3f}"
+    )

@@ -1,8 +1,10 @@
-"""Bookkeeping while the rules walk a Program: which tensor positions hold which channels, and what ties them.
+"""Bookkeeping while the rules walk a Program: which tensor positions hold which channels, and what
+ties them.
 
-A *channel map* is an integer array that broadcasts to a value's shape; each entry is the channel that the position
-belongs to, or ``FIXED`` where the position can never be dropped. ``[1, C, 1, 1]`` is the usual map of an image
-tensor. Views, concatenation, padding and indexing are the same operation on the map as on the tensor.
+A *channel map* is an integer array that broadcasts to a value's shape; each entry is the channel
+that the position belongs to, or ``FIXED`` where the position can never be dropped. ``[1, C, 1,
+1]`` is the usual map of an image tensor. Views, concatenation, padding and indexing are the same
+operation on the map as on the tensor.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ Map = NDArray[np.int64]
 
 
 class RawSlot(NamedTuple):
-    """A dimension of parameters that holds channels: ``ids[position]`` is the channel, or FIXED."""
+    """A dimension of parameters that holds channels: ``ids[position]`` is one, or FIXED."""
 
     parameters: tuple[str, ...]
     dim: int
@@ -32,7 +34,9 @@ class RawSlot(NamedTuple):
 
 
 class LayerCall(NamedTuple):
-    """A convolution or linear call with its channels: what :class:`Layer` is made from when cost is asked for."""
+    """A convolution or linear call with its channels: what :class:`Layer` is made from when cost
+    is asked for.
+    """
 
     kind: str
     op: Op
@@ -43,8 +47,8 @@ class LayerCall(NamedTuple):
 class Layer(NamedTuple):
     """A convolution or linear call, as the closed-form cost needs it.
 
-    MACs = ``positions * kernel * (kept outputs) * (kept inputs)``; with conv groups, inputs are those of one
-    group and never change, since whole groups are kept or dropped.
+    MACs = ``positions * kernel * (kept outputs) * (kept inputs)``; with conv groups, inputs are
+    those of one group and never change, since whole groups are kept or dropped.
 
     Attributes:
         kind: ``conv`` or ``linear``.
@@ -74,7 +78,9 @@ def along(ids: Map, axis: int) -> Map:
 
 @dataclass(slots=True)
 class ChannelTracker:
-    """Everything the rules note down. ``maps[value.id]`` is the value's channel map, or None without channels."""
+    """Everything the rules note down. ``maps[value.id]`` is the value's channel map, or None
+    without channels.
+    """
 
     modules: dict[str, Any]
     maps: list[Map | None] = field(default_factory=list)
@@ -127,7 +133,9 @@ class ChannelTracker:
         self.maps[value.id] = ids
 
     def axis(self, value: Value, axis: int, op: Op) -> Map | None:
-        """The channels along one axis as a 1-D array; channels on other axes are frozen, since ``op`` mixes them."""
+        """The channels along one axis as a 1-D array; channels on other axes are frozen, since
+        ``op`` mixes them.
+        """
         ids = self.maps[value.id]
         if ids is None:
             return None
@@ -138,7 +146,9 @@ class ChannelTracker:
         return None
 
     def counted(self, size: Any) -> list[tuple[float, Map]]:
-        """The channels whose number went into a size that the forward pass read, and how fast it grows with them."""
+        """The channels whose number went into a size that the forward pass read, and how fast it
+        grows with them.
+        """
         found = []
         for value, axis, factor in getattr(size, "origin", ()):
             ids = self.maps[value]
@@ -147,7 +157,8 @@ class ChannelTracker:
         return found
 
     def follow(self, size: Any, kept: Map | None, reason: str) -> None:
-        """A size of the forward pass, hard-coded or read, must stay the number of the channels ``kept`` that live.
+        """A size of the forward pass, hard-coded or read, must stay the number of the channels
+        ``kept`` that live.
 
         With None for ``kept`` the size may not change at all. Whatever would break this is frozen.
         """
@@ -158,14 +169,20 @@ class ChannelTracker:
             self.balances.append((terms, reason))
 
     def slot(self, role: str, dim: int, ids: Map | None, *values: Value | None) -> None:
-        """Parameters whose dimension ``dim`` holds the channels ``ids``; a second use ties to the first."""
+        """Parameters whose dimension ``dim`` holds the channels ``ids``; a second use ties to the
+        first.
+        """
         names = []
         for value in values:
             if value is None or value.shape == ():
                 continue
             if value.source not in ("parameter", "buffer"):
                 held = self.maps[value.id]
-                if ids is not None and held is not None and held.size == held.shape[dim] == ids.size:
+                if (
+                    ids is not None
+                    and held is not None
+                    and held.size == held.shape[dim] == ids.size
+                ):
                     self.tie(ids, held.reshape(-1))
                     continue
                 reason = f"{role} is computed in the forward pass, not a parameter"
@@ -179,7 +196,9 @@ class ChannelTracker:
                 continue
             first = self.by_dim[key]
             if first is None or ids is None:
-                self.freeze(ids if first is None else first, f"{value.name} is also used on fixed channels")
+                self.freeze(
+                    ids if first is None else first, f"{value.name} is also used on fixed channels"
+                )
             elif first.size != ids.size:
                 self.freeze(first, f"{value.name} is used with two layouts")
                 self.freeze(ids, f"{value.name} is used with two layouts")
@@ -193,12 +212,16 @@ class ChannelTracker:
         return self.by_dim.get((value.name, dim)) if value.name else None
 
     def fix(self, value: Value, reason: str) -> None:
-        """The parameter is read in a way that surgery cannot follow: its channels are frozen wherever else it is used."""
+        """The parameter is read in a way that surgery cannot follow: its channels are frozen
+        wherever else it is used.
+        """
         if value.name:
             self.fixed_parameters.setdefault(value.name, reason)
 
     def pass_on(self, op: Op, ids: Map | None) -> None:
-        """The first output has these channels, and so have others of its shape (values and indices of a maximum)."""
+        """The first output has these channels, and so have others of its shape (values and indices
+        of a maximum).
+        """
         first = op.outputs[0]
         self.maps[first.id] = ids
         for other in op.outputs[1:]:
@@ -212,7 +235,8 @@ class ChannelTracker:
             self.fix(value, reason)
 
     def adopt(self, value: Value) -> Map | None:
-        """Channels of a bare parameter or buffer that is rearranged or computed with before it meets an activation.
+        """Channels of a bare parameter or buffer that is rearranged or computed with before it
+        meets an activation.
 
         Only where one dimension holds more than one element; None otherwise.
         """

@@ -1,8 +1,8 @@
 """Closed-form cost: MACs, params, channels and bytes of any widths, without building a network.
 
-Every dimension that holds channels is a linear form of the group widths; a layer's MACs and a parameter's size are
-a coefficient times the product of two such forms. Equal pairs of forms are added up once, so one evaluation is a
-small matrix product, a gather and a dot product.
+Every dimension that holds channels is a linear form of the group widths; a layer's MACs and a
+parameter's size are a coefficient times the product of two such forms. Equal pairs of forms are
+added up once, so one evaluation is a small matrix product, a gather and a dot product.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ class Costs(NamedTuple):
 class CostModel:
     """Cost as a function of the group widths.
 
-    ``form[r] = forms[r, 0] + forms[r, 1:] @ widths``; cost ``= coefficients.T @ (form[left] * form[right])``.
+    ``form[r] = forms[r, 0] + forms[r, 1:] @ widths``; cost ``= coefficients.T @ (form[left] *
+    form[right])``.
 
     Attributes:
-        forms: float64 ``[R, 1 + groups]``; float64 holds every integer that occurs exactly (up to 2^53).
+        forms: float64 ``[R, 1 + groups]``; float64 holds every integer that occurs exactly (up to
+            2^53).
         left, right: int64 ``[T]``, rows of ``forms``.
         coefficients: float64 ``[T, 4]`` for macs, params, channels, bytes.
     """
@@ -55,7 +57,9 @@ class CostModel:
     def raw(self, widths: NDArray[np.float64]) -> NDArray[np.float64]:
         """Macs, params, channels, bytes ``[..., 4]`` of widths ``[..., groups]``."""
         forms = widths @ self.forms[:, 1:].T + self.forms[:, 0]
-        values: NDArray[np.float64] = (forms[..., self.left] * forms[..., self.right]) @ self.coefficients
+        values: NDArray[np.float64] = (
+            forms[..., self.left] * forms[..., self.right]
+        ) @ self.coefficients
         return values
 
     def many(self, widths: Ints) -> Costs:
@@ -63,13 +67,19 @@ class CostModel:
         from fastprune.kernels.numba.cost import candidate_costs
 
         raw = candidate_costs(
-            np.ascontiguousarray(widths, np.int64), *_sparse(self.forms), self.left, self.right, self.coefficients
+            np.ascontiguousarray(widths, np.int64),
+            *_sparse(self.forms),
+            self.left,
+            self.right,
+            self.coefficients,
         )
         macs, params, channels = (raw[:, i].astype(np.int64) for i in range(3))
         return Costs(macs, params, channels, raw[:, 3] / 1e6)
 
 
-def _sparse(forms: NDArray[np.float64]) -> tuple[NDArray[np.float64], Ints, Ints, NDArray[np.float64]]:
+def _sparse(
+    forms: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], Ints, Ints, NDArray[np.float64]]:
     """Constant, row starts, columns and values of the forms: few groups appear in a form."""
     rows, columns = np.nonzero(forms[:, 1:])
     starts = np.searchsorted(rows, np.arange(len(forms) + 1))
@@ -77,7 +87,7 @@ def _sparse(forms: NDArray[np.float64]) -> tuple[NDArray[np.float64], Ints, Ints
 
 
 class Term(NamedTuple):
-    """``coefficients * left * right``; a form is given as its bytes, for the lookup of equal ones."""
+    """``coefficients * left * right``, forms by their row."""
 
     left: int
     right: int

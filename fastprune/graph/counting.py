@@ -1,4 +1,6 @@
-"""The counting rules of published tables, so that their rows can be compared. The engine itself counts MACs."""
+"""The counting rules of published tables, so that their rows can be compared. The engine itself
+counts MACs.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +23,24 @@ Counting = Literal["macs", "thop", "ptflops"]
 
 
 def count(graph: ChannelGraph, plan: PruningPlan | None = None, counting: str = "macs") -> Cost:
-    """The cost of the network (or of what ``plan`` leaves) with ``macs`` counted by a published rule.
+    """The cost of the network (or of what ``plan`` leaves) with ``macs`` counted by a published
+    rule.
 
     Args:
         graph: the network's channel graph.
         plan: counts the pruned network.
         counting: ``macs`` convolutions and linear layers, exactly. ``thop`` (0.0.31): convolution
-            out·(K²·Cin/g + bias), batch norm 4·numel, linear (2·in − 1)·out, average pooling (K² + 1)·out.
-            ``ptflops``: convolution MACs and bias, linear MACs, batch norm 2·numel, pooling numel of its input.
+            out·(K²·Cin/g + bias), batch norm 4·numel, linear (2·in − 1)·out, average pooling (K² +
+            1)·out. ``ptflops``: convolution MACs and bias, linear MACs, batch norm 2·numel,
+            pooling numel of its input.
 
     Raises:
         FastpruneError: an unknown rule.
     """
     if counting not in get_args(Counting):
-        raise FastpruneError(f"counting: unknown rule {counting!r}{nearest(counting, get_args(Counting))}")
+        raise FastpruneError(
+            f"counting: unknown rule {counting!r}{nearest(counting, get_args(Counting))}"
+        )
     cost = graph.cost(plan)
     if counting == "macs":
         return cost
@@ -92,7 +98,8 @@ def _thop(graph: ChannelGraph, op: Op, stays: NDArray[np.bool_]) -> int:
     if op.name == "batch_norm":
         return 4 * _numel(graph, op.inputs[0], stays)
     if op.name.startswith("avg_pool") and len(op.args) < 4:
-        return 0  # thop sees modules alone, and nn.AvgPool hands on all its arguments, which code by hand never does
+        # thop sees modules alone; nn.AvgPool hands on all its arguments, code by hand does not.
+        return 0
     if "avg_pool" in op.name:
         before, after = op.inputs[0].shape[2:], op.outputs[0].shape[2:]
         kernel: Any = op.arg(1, "kernel_size")

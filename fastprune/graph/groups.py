@@ -1,4 +1,6 @@
-"""Program to ChannelGraph: channel groups, the slots that hold their channels, and what cannot be pruned and why."""
+"""Program to ChannelGraph: channel groups, the slots that hold their channels, and what cannot be
+pruned and why.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +22,37 @@ from fastprune.graph.cost import CostModel, Costs, Term, build_cost_model
 from fastprune.graph.plan import PruningPlan
 from fastprune.graph.program import Op, Program, Value
 from fastprune.graph.rules import RULES
-from fastprune.graph.trace import Example, Scan, example_inputs, scan, trace_program, used_parameters
+from fastprune.graph.trace import (
+    Example,
+    Scan,
+    example_inputs,
+    scan,
+    trace_program,
+    used_parameters,
+)
 from fastprune.records import Cost, Widths
 
 __all__ = ["ChannelGraph", "ChannelGroup", "GroupSlot", "Slot", "Unprunable", "trace"]
 
-Role = Literal["out", "in", "bias", "scale", "norm", "shift", "divisor", "group", "index", "select"]
+Role = Literal[
+    "out", "in", "bias", "scale", "norm", "shift", "divisor", "group", "index", "select"
+]
 
 
 class Slot(NamedTuple):
     """A dimension of one or more parameters that holds channels.
 
     Attributes:
-        parameters: names in the network (for role ``select``: the norm layer that reads a selection).
+        parameters: names in the network (for role ``select``: the norm layer that reads a
+            selection).
         dim: which dimension.
-        role: ``out`` and ``in`` side of a weight, ``group`` side of a grouped convolution's weight, ``bias``,
-            ``scale`` (the γ of a norm layer), ``norm`` (its other vectors), ``shift`` (a bare parameter),
-            ``divisor`` (a bare one that is divided by), ``index`` and ``select`` (selections).
+        role: ``out`` and ``in`` side of a weight, ``group`` side of a grouped convolution's
+            weight, ``bias``, ``scale`` (the γ of a norm layer), ``norm`` (its other vectors),
+            ``shift`` (a bare parameter), ``divisor`` (a bare one that is divided by), ``index``
+            and ``select`` (selections).
         channels: int64 ``[size of the dimension]``, the channel's number in the whole graph
-            (``group.start + index in the group``), or ``graph.total`` where nothing can be dropped.
+            (``group.start + index in the group``), or ``graph.total`` where nothing can be
+            dropped.
     """
 
     parameters: tuple[str, ...]
@@ -48,7 +62,9 @@ class Slot(NamedTuple):
 
 
 class GroupSlot(NamedTuple):
-    """One group's share of a slot: ``positions[i]`` of the dimension holds channel ``channels[i]`` of the group."""
+    """One group's share of a slot: ``positions[i]`` of the dimension holds channel ``channels[i]``
+    of the group.
+    """
 
     parameters: tuple[str, ...]
     dim: int
@@ -58,11 +74,12 @@ class GroupSlot(NamedTuple):
 
 
 class ChannelGroup(NamedTuple):
-    """Channels that are exchangeable: each lives in the same slots, so dropping any of them costs the same.
+    """Channels that are exchangeable: each lives in the same slots, so dropping any of them costs
+    the same.
 
     Attributes:
-        name: the layer that makes them (``layer1.0.conv1``); ``name:1``, ``name:2`` where one layer's channels
-            fall into several groups.
+        name: the layer that makes them (``layer1.0.conv1``); ``name:1``, ``name:2`` where one
+            layer's channels fall into several groups.
         channels: how many.
         start: number of the first one in the graph.
         kind: ``coupled``, or ``selected`` where only one reader of a tensor drops them.
@@ -83,7 +100,9 @@ class Unprunable(NamedTuple):
 
 
 class _Facts(NamedTuple):
-    """What the rules noted down, kept so that everything derived from it can wait until it is asked for."""
+    """What the rules noted down, kept so that everything derived from it can wait until it is
+    asked for.
+    """
 
     tracker: ChannelTracker
     label: Map
@@ -97,11 +116,13 @@ class _Facts(NamedTuple):
 
 @dataclass(frozen=True)
 class ChannelGraph:
-    """What can be pruned in a network, what it costs, and where the channels are. Holds no weights.
+    """What can be pruned in a network, what it costs, and where the channels are. Holds no
+    weights.
 
     Attributes:
         program: the network's ops for one example, in evaluation mode.
-        training_program: those of training mode, where they reach other parameters (auxiliary heads); else None.
+        training_program: those of training mode, where they reach other parameters (auxiliary
+            heads); else None.
         groups: the channel groups, in the order of the layers that make them.
         total: number of channels over all groups.
         tensors: the Value (shape, dtype, source) of every parameter and buffer, by name.
@@ -120,11 +141,16 @@ class ChannelGraph:
     def slots(self) -> tuple[Slot, ...]:
         """Every parameter dimension that holds channels."""
         number = self._facts.number
-        return tuple(Slot(s.parameters, s.dim, s.role, number[s.ids.ravel()]) for s in self._facts.tracker.slots)
+        return tuple(
+            Slot(s.parameters, s.dim, s.role, number[s.ids.ravel()])
+            for s in self._facts.tracker.slots
+        )
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
-        """Convolution and linear calls of evaluation mode, their channels numbered as in ``Slot.channels``."""
+        """Convolution and linear calls of evaluation mode, their channels numbered as in
+        ``Slot.channels``.
+        """
         number = self._facts.number
         return tuple(_layer(call, number) for call in self._facts.tracker.layers)
 
@@ -167,7 +193,9 @@ class ChannelGraph:
         """
         found = self.by_name.get(name)
         if found is None:
-            raise PlanError(f"group {name!r}: not a group of this network{nearest(name, self.by_name)}")
+            raise PlanError(
+                f"group {name!r}: not a group of this network{nearest(name, self.by_name)}"
+            )
         return found
 
     def group_slots(self, group: ChannelGroup | str) -> tuple[GroupSlot, ...]:
@@ -179,7 +207,9 @@ class ChannelGraph:
             local = slot.channels - group.start
             positions = np.flatnonzero((local >= 0) & (local < group.channels))
             if len(positions):
-                found.append(GroupSlot(slot.parameters, slot.dim, slot.role, positions, local[positions]))
+                found.append(
+                    GroupSlot(slot.parameters, slot.dim, slot.role, positions, local[positions])
+                )
         return tuple(found)
 
     def check(self, plan: PruningPlan) -> None:
@@ -191,16 +221,20 @@ class ChannelGraph:
             expected = plan.channels.get(name, group.channels)
             if expected != group.channels:
                 raise PlanError(
-                    f"plan.channels[{name!r}]: the plan is of a network with {expected} channels there, "
+                    f"plan.channels[{name!r}]: the plan is of a network with {expected} channels "
+                    "there, "
                     f"this one has {group.channels}"
                 )
             if kept[-1] >= group.channels:
                 raise PlanError(
-                    f"plan.keep[{name!r}]: channel {kept[-1]} does not exist; the group has {group.channels}"
+                    f"plan.keep[{name!r}]: channel {kept[-1]} does not exist; the group has "
+                    f"{group.channels}"
                 )
 
     def kept(self, plan: PruningPlan) -> NDArray[np.bool_]:
-        """Bool ``[total + 1]``: whether each channel stays; the last entry, for fixed positions, is True."""
+        """Bool ``[total + 1]``: whether each channel stays; the last entry, for fixed positions,
+        is True.
+        """
         self.check(plan)
         stays = np.ones(self.total + 1, bool)
         for name, kept in plan.keep.items():
@@ -217,12 +251,17 @@ class ChannelGraph:
     def plan_from_kept(self, stays: NDArray[np.bool_]) -> PruningPlan:
         """The plan of a bool ``[total]`` or ``[total + 1]``: whether each channel stays."""
         keep = {
-            g.name: tuple(np.flatnonzero(stays[g.start : g.start + g.channels]).tolist()) for g in self.groups
+            g.name: tuple(np.flatnonzero(stays[g.start : g.start + g.channels]).tolist())
+            for g in self.groups
         }
         return PruningPlan(keep, self.widths())
 
-    def width_vector(self, plan: PruningPlan | Mapping[str, int] | None = None) -> NDArray[np.float64]:
-        """Widths ``[groups]`` of a plan, of a mapping (groups not named stay whole), or of the whole network."""
+    def width_vector(
+        self, plan: PruningPlan | Mapping[str, int] | None = None
+    ) -> NDArray[np.float64]:
+        """Widths ``[groups]`` of a plan, of a mapping (groups not named stay whole), or of the
+        whole network.
+        """
         if plan is None:
             return np.array([g.channels for g in self.groups], np.float64)
         if isinstance(plan, PruningPlan):
@@ -231,14 +270,21 @@ class ChannelGraph:
         else:
             for name, width in plan.items():
                 group = self.group(name)
-                if not isinstance(width, int) or isinstance(width, bool) or not 1 <= width <= group.channels:
+                if (
+                    not isinstance(width, int)
+                    or isinstance(width, bool)
+                    or not 1 <= width <= group.channels
+                ):
                     raise PlanError(
-                        f"widths[{name!r}]: got {width!r}; expected a whole number from 1 to {group.channels}"
+                        f"widths[{name!r}]: got {width!r}; expected a whole number from 1 to "
+                        f"{group.channels}"
                     )
         return np.array([plan.get(g.name, g.channels) for g in self.groups], np.float64)
 
     def cost(self, plan: PruningPlan | Mapping[str, int] | None = None) -> Cost:
-        """MACs, params, channels, size of the network, or of the network that ``plan`` (or widths) would leave."""
+        """MACs, params, channels, size of the network, or of the network that ``plan`` (or widths)
+        would leave.
+        """
         return self.cost_model.one(self.width_vector(plan))
 
     def count(self, plan: PruningPlan | None = None, counting: str = "macs") -> Cost:
@@ -251,11 +297,19 @@ class ChannelGraph:
         """Costs of many candidates at once.
 
         Args:
-            widths: ``[K, groups]`` in the order of ``graph.groups``, each from 1 to the group's channels.
+            widths: ``[K, groups]`` in the order of ``graph.groups``, each from 1 to the group's
+                channels.
         """
         widths = np.asarray(widths)
-        if widths.ndim != 2 or widths.shape[1] != len(self.groups) or widths.dtype.kind not in "iu":
-            raise ValueError(f"widths: expected integers [K, {len(self.groups)}], got {widths.dtype} {list(widths.shape)}")
+        if (
+            widths.ndim != 2
+            or widths.shape[1] != len(self.groups)
+            or widths.dtype.kind not in "iu"
+        ):
+            raise ValueError(
+                f"widths: expected integers [K, {len(self.groups)}], got {widths.dtype} "
+                f"{list(widths.shape)}"
+            )
         if len(widths) and ((widths < 1) | (widths > [g.channels for g in self.groups])).any():
             raise ValueError("widths: expected each from 1 to the channels of its group")
         return self.cost_model.many(widths)
@@ -266,7 +320,10 @@ class ChannelGraph:
 
     def __str__(self) -> str:
         lines = [f"{len(self.groups)} channel groups, {self.total} prunable channels"]
-        lines += [f"  {g.name}: {g.channels} channels" + (f" ({g.kind})" if g.kind != "coupled" else "") for g in self.groups]
+        lines += [
+            f"  {g.name}: {g.channels} channels" + (f" ({g.kind})" if g.kind != "coupled" else "")
+            for g in self.groups
+        ]
         if self.unprunable:
             lines.append("unprunable:")
             lines += [f"  {u.name}: {u.channels} channels: {u.reason}" for u in self.unprunable]
@@ -289,17 +346,20 @@ def trace(
 
     Args:
         model: any module; it is not changed.
-        example: an input, or a tuple of positional arguments; only shapes, dtypes and devices matter.
+        example: an input, or a tuple of positional arguments; only shapes, dtypes and devices
+            matter.
         keep: name patterns (``layer1.*``) of layers whose channels always stay.
-        select: name patterns of batch norms that get a selected group: they and their reader drop channels of a
-            tensor that others go on reading whole. ``auto``: every batch norm that is not the sole reader of a
-            convolution or linear layer (pre-activation networks, DenseNets).
+        select: name patterns of batch norms that get a selected group: they and their reader drop
+            channels of a tensor that others go on reading whole. ``auto``: every batch norm that
+            is not the sole reader of a convolution or linear layer (pre-activation networks,
+            DenseNets).
 
     Raises:
         GraphError: the network does not run on the example, or a pattern matches nothing.
     """
     collecting = gc.isenabled()
-    gc.disable()  # thousands of small records that all stay: a collection in between costs more than the trace
+    # Thousands of small records that all stay: a collection in between costs more than the trace.
+    gc.disable()
     try:
         return _trace(model, example, keep, select)
     finally:
@@ -308,14 +368,19 @@ def trace(
 
 
 def _trace(
-    model: nn.Module, example: Example, keep: Sequence[str], select: Sequence[str] | Literal["auto"]
+    model: nn.Module,
+    example: Example,
+    keep: Sequence[str],
+    select: Sequence[str] | Literal["auto"],
 ) -> ChannelGraph:
     held = scan(model)
     program = trace_program(model, example, held=held)
     if not program.outputs:
         raise GraphError("the network returned no tensor that depends on its input")
     used = used_parameters(program)
-    unused = [v.name for v in held.values.values() if v.source == "parameter" and v.name not in used]
+    unused = [
+        v.name for v in held.values.values() if v.source == "parameter" and v.name not in used
+    ]
     training = _training_program(model, example, held, unused) if unused else None
     if training is not None:
         reached = used_parameters(training)
@@ -336,7 +401,9 @@ def _trace(
     return _assemble(program, training, tracker, training_maps, held, unused, keep, example)
 
 
-def _training_program(model: nn.Module, example: Example, held: Scan, unused: list[str]) -> Program | None:
+def _training_program(
+    model: nn.Module, example: Example, held: Scan, unused: list[str]
+) -> Program | None:
     """What the network does in training mode, if that reaches any of the unused parameters.
 
     Auxiliary heads run in training mode only; pruning must keep them in step.
@@ -348,7 +415,9 @@ def _training_program(model: nn.Module, example: Example, held: Scan, unused: li
     return program if not used_parameters(program).isdisjoint(unused) else None
 
 
-def _walk(program: Program, tracker: ChannelTracker, select: Sequence[str] | Literal["auto"]) -> None:
+def _walk(
+    program: Program, tracker: ChannelTracker, select: Sequence[str] | Literal["auto"]
+) -> None:
     """Runs the channel rules over the program."""
     tracker.start(program, _selected(program, select))
     for op in program.ops:
@@ -362,11 +431,20 @@ def _walk(program: Program, tracker: ChannelTracker, select: Sequence[str] | Lit
     returned = {value.id for value in program.outputs}
     for op in program.ops:
         unread = [v for v in op.outputs if v.uses == 0 and v.id not in returned]
-        if len(unread) < len(op.outputs) and op.name not in ("chunk", "split", "tensor_split", "split_with_sizes"):
+        if len(unread) < len(op.outputs) and op.name not in (
+            "chunk",
+            "split",
+            "tensor_split",
+            "split_with_sizes",
+        ):
             continue  # the positions of a maximum, say
         for value in unread:
-            # Code that bypasses torch functions (custom autograd, compiled extensions) reads values unseen.
-            tracker.freeze(tracker.maps[value.id], f"what reads the result of {op.name} (op {op.index}) was not seen")
+            # Code that bypasses torch functions (custom autograd, compiled extensions) reads
+            # values unseen.
+            tracker.freeze(
+                tracker.maps[value.id],
+                f"what reads the result of {op.name} (op {op.index}) was not seen",
+            )
 
 
 def _selected(program: Program, select: Sequence[str] | Literal["auto"]) -> frozenset[int]:
@@ -381,12 +459,19 @@ def _selected(program: Program, select: Sequence[str] | Literal["auto"]) -> froz
             if names:
                 norms[op.index] = (names[0].rpartition(".")[0], op)
     if select == "auto":
-        return frozenset(index for index, (_, op) in norms.items() if not _follows_alone(program, op))
+        return frozenset(
+            index for index, (_, op) in norms.items() if not _follows_alone(program, op)
+        )
     chosen: set[int] = set()
     for pattern in select:
-        matched = {index for index, (name, _) in norms.items() if fnmatch.fnmatchcase(name, pattern)}
+        matched = {
+            index for index, (name, _) in norms.items() if fnmatch.fnmatchcase(name, pattern)
+        }
         if not matched:
-            raise GraphError(f"select {pattern!r}: matches no batch norm{nearest(pattern, [n for n, _ in norms.values()])}")
+            raise GraphError(
+                f"select {pattern!r}: matches no batch "
+                f"norm{nearest(pattern, [n for n, _ in norms.values()])}"
+            )
         chosen |= matched
     return frozenset(chosen)
 
@@ -413,7 +498,17 @@ def _layer(call: LayerCall, number: Map) -> Layer:
         axis = len(made.shape) - len(weight.shape) + 1
         positions, kernel = math.prod(space) // space[axis], math.prod(weight.shape[2:])
         output_width, input_width = made.shape[axis], x.shape[axis] // int(op.arg(6, "groups", 1))
-    return Layer(call.kind, weight.name, positions, kernel, outputs, inputs, output_width, input_width, op.index)
+    return Layer(
+        call.kind,
+        weight.name,
+        positions,
+        kernel,
+        outputs,
+        inputs,
+        output_width,
+        input_width,
+        op.index,
+    )
 
 
 def _components(count: int, ties: Iterable[tuple[Map, Map]]) -> tuple[Map, list[Map]]:
@@ -480,12 +575,16 @@ def _assemble(
     numbers[:count] = channel_of[label[:count]]
     numbers[numbers < 0] = total
     tensors = {value.name: value for value in held.values.values()}
-    facts = _Facts(tracker, label, numbers, reason_of, frozen_rows, lonely, training_maps, _remember(example))
+    facts = _Facts(
+        tracker, label, numbers, reason_of, frozen_rows, lonely, training_maps, _remember(example)
+    )
     return ChannelGraph(program, training, groups, total, tensors, tuple(unused), facts)
 
 
 def _out_of_balance(terms: list[tuple[float, Map]], label: Map, reason_of: Map) -> Map:
-    """Components that can still be dropped and would change the sum of ``factor * channels kept`` of the terms."""
+    """Components that can still be dropped and would change the sum of ``factor * channels kept``
+    of the terms.
+    """
     components = np.concatenate([label[ids] for _, ids in terms])
     factors = np.repeat([factor for factor, _ in terms], [len(ids) for _, ids in terms])
     unique, inverse = np.unique(components, return_inverse=True)
@@ -502,13 +601,19 @@ def _kept_rows(tracker: ChannelTracker, keep: Sequence[str]) -> list[tuple[Map, 
         for slot in tracker.slots:
             if slot.role not in ("out", "group", "select"):
                 continue
-            name = slot.parameters[0] if slot.role == "select" else slot.parameters[0].rpartition(".")[0]
+            name = (
+                slot.parameters[0]
+                if slot.role == "select"
+                else slot.parameters[0].rpartition(".")[0]
+            )
             names.add(name)
             if fnmatch.fnmatchcase(name, pattern.partition(":")[0]):
                 rows.append((slot.ids, f"kept on request ({pattern})"))
                 matched = True
         if not matched:
-            raise GraphError(f"keep {pattern!r}: matches no layer with channels{nearest(pattern, names)}")
+            raise GraphError(
+                f"keep {pattern!r}: matches no layer with channels{nearest(pattern, names)}"
+            )
     return rows
 
 
@@ -527,12 +632,16 @@ def _signatures(tracker: ChannelTracker, label: Map, count: int) -> NDArray[np.u
 
 
 def _named_by(tracker: ChannelTracker, label: Map, count: int) -> Map:
-    """For each component the channel that gives it a name: the first that a layer makes, not a bare parameter."""
+    """For each component the channel that gives it a name: the first that a layer makes, not a
+    bare parameter.
+    """
     if not tracker.adopted:
         return label
     starts = np.array([start for start, _ in tracker.producers])
     ids = np.arange(count)
-    layers = ids[~np.isin(starts[np.searchsorted(starts, ids, side="right") - 1], list(tracker.adopted))]
+    layers = ids[
+        ~np.isin(starts[np.searchsorted(starts, ids, side="right") - 1], list(tracker.adopted))
+    ]
     named_by = np.full(count + 1, count)
     np.minimum.at(named_by, label[layers], layers)
     return np.where(named_by < count, named_by, label)
@@ -541,7 +650,9 @@ def _named_by(tracker: ChannelTracker, label: Map, count: int) -> Map:
 def _groups(
     tracker: ChannelTracker, free: Map, signature: NDArray[np.uint64], named_by: Map, count: int
 ) -> tuple[tuple[ChannelGroup, ...], Map, Map]:
-    """Groups of equal signature in order of their first channel; channel numbers by root; roots left alone."""
+    """Groups of equal signature in order of their first channel; channel numbers by root; roots
+    left alone.
+    """
     channel_of = np.full(count + 1, -1)
     if not len(free):
         return (), channel_of, free
@@ -564,7 +675,8 @@ def _groups(
         roots = sorted_roots[at : at + size]
         at += size
         name = tracker.producers[maker][1]
-        # Counted for those left alone too: a group that shrinks to one channel must not rename the next one.
+        # Counted for those left alone too: a group that shrinks to one channel must not rename the
+        # next one.
         repeat = named.get(name, 0)
         named[name] = repeat + 1
         if size == 1:
@@ -603,7 +715,9 @@ def _unprunable(facts: _Facts) -> tuple[Unprunable, ...]:
 
 def _remember(example: Example) -> tuple[Any, ...]:
     items = tuple(example) if isinstance(example, (tuple, list)) else (example,)
-    return tuple((tuple(i.shape), i.dtype, i.device) if isinstance(i, Tensor) else i for i in items)
+    return tuple(
+        (tuple(i.shape), i.dtype, i.device) if isinstance(i, Tensor) else i for i in items
+    )
 
 
 def _cost_model(graph: ChannelGraph) -> CostModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import operator
 from collections.abc import Iterable, Mapping
@@ -22,10 +23,10 @@ class PruningPlan:
     """Kept channels by group.
 
     Attributes:
-        keep: group name -> kept channel indices, sorted, without repeats, at least one. Groups that are not
-            named are kept whole.
-        channels: group name -> channels in the unpruned network, where known; a plan is refused by a network whose
-            groups are of other sizes.
+        keep: group name -> kept channel indices, sorted, without repeats, at least one. Groups
+            that are not named are kept whole.
+        channels: group name -> channels in the unpruned network, where known; a plan is refused by
+            a network whose groups are of other sizes.
     """
 
     keep: Mapping[str, tuple[int, ...]]
@@ -40,9 +41,10 @@ class PruningPlan:
             indices = _indices(name, kept)
             if not indices:
                 raise PlanError(f"plan.keep[{name!r}]: keeps no channel; expected at least one")
-            if any(b <= a for a, b in zip(indices, indices[1:], strict=False)) or indices[0] < 0:
+            if any(b <= a for a, b in itertools.pairwise(indices)) or indices[0] < 0:
                 raise PlanError(
-                    f"plan.keep[{name!r}]: expected sorted channel indices from 0 without repeats, "
+                    f"plan.keep[{name!r}]: expected sorted channel indices from 0 without "
+                    "repeats, "
                     f"got {_short(indices)}"
                 )
             if name in self.channels and indices[-1] >= self.channels[name]:
@@ -57,7 +59,9 @@ class PruningPlan:
     @property
     def digest(self) -> str:
         """A name for this plan: equal plans have equal digests."""
-        text = json.dumps({name: self.keep[name] for name in sorted(self.keep)}, separators=(",", ":"))
+        text = json.dumps(
+            {name: self.keep[name] for name in sorted(self.keep)}, separators=(",", ":")
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def widths(self) -> Widths:
@@ -86,21 +90,28 @@ class PruningPlan:
             raise PlanError(f"plan.format: got {data['format']!r}; this version reads {_FORMAT}")
         channels = data.get("channels", {})
         if not isinstance(channels, dict) or not all(_is_count(n) for n in channels.values()):
-            raise PlanError(f"plan.channels: expected {{group: number of channels}}, got {channels!r:.80}")
+            raise PlanError(
+                f"plan.channels: expected {{group: number of channels}}, got {channels!r:.80}"
+            )
         plan = PruningPlan({str(k): v for k, v in data["keep"].items()}, channels)
         if data.get("digest", plan.digest) != plan.digest:
-            raise PlanError(f"plan.digest: got {data['digest']!r}, the content gives {plan.digest!r}")
+            raise PlanError(
+                f"plan.digest: got {data['digest']!r}, the content gives {plan.digest!r}"
+            )
         return plan
 
     @staticmethod
     def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
-        """One plan that does what ``first`` and then ``second`` (made on the pruned network) do."""
+        """One plan for ``first`` and then ``second``, which was made on the pruned network."""
         keep = dict(first.keep)
         for name, kept in second.keep.items():
             before = keep.get(name)
-            if before is not None and (kept[-1] >= len(before) or second.channels.get(name, len(before)) != len(before)):
+            if before is not None and (
+                kept[-1] >= len(before) or second.channels.get(name, len(before)) != len(before)
+            ):
                 raise PlanError(
-                    f"plan.keep[{name!r}]: is of {second.channels.get(name, kept[-1] + 1)} channels; the first plan "
+                    f"plan.keep[{name!r}]: is of {second.channels.get(name, kept[-1] + 1)} "
+                    "channels; the first plan "
                     f"leaves {len(before)}"
                 )
             keep[name] = kept if before is None else tuple(before[i] for i in kept)

@@ -1,4 +1,6 @@
-"""The record of one run of a network: values and the ops between them, in order. No arithmetic, no tensors kept."""
+"""The record of one run of a network: values and the ops between them, in order. No arithmetic, no
+tensors kept.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,13 @@ Origin = tuple[tuple[int, int, float], ...]
 class TracedDim(int):
     """A size that the forward pass read from a tensor's shape, or computed from one.
 
-    ``x.view(n, c // 2, 2)`` follows a smaller ``x`` when ``c`` came from ``x.shape``; ``x.view(n, 64, 2)`` does
-    not. Arithmetic on a traced size gives a traced size, so a rule can tell the two apart.
+    ``x.view(n, c // 2, 2)`` follows a smaller ``x`` when ``c`` came from ``x.shape``; ``x.view(n,
+    64, 2)`` does not. Arithmetic on a traced size gives a traced size, so a rule can tell the two
+    apart.
 
     Attributes:
-        origin: (value id, axis, factor): how fast it grows with each of the sizes that it was computed from.
+        origin: (value id, axis, factor): how fast it grows with each of the sizes that it was
+            computed from.
     """
 
     origin: Origin
@@ -87,7 +91,13 @@ class Value:
     __slots__ = ("dtype", "id", "name", "producer", "shape", "source", "uses")
 
     def __init__(
-        self, id: int, shape: Shape, dtype: torch.dtype, source: str, name: str = "", producer: int = -1
+        self,
+        id: int,
+        shape: Shape,
+        dtype: torch.dtype,
+        source: str,
+        name: str = "",
+        producer: int = -1,
     ) -> None:
         self.id = id
         self.shape = shape
@@ -116,7 +126,13 @@ class Op:
     __slots__ = ("args", "func", "index", "inputs", "kwargs", "name", "outputs")
 
     def __init__(
-        self, index: int, name: str, func: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], inputs: list[Value]
+        self,
+        index: int,
+        name: str,
+        func: Callable[..., Any],
+        args: list[Any],
+        kwargs: dict[str, Any],
+        inputs: list[Value],
     ) -> None:
         self.index = index
         self.name = name

@@ -1,4 +1,6 @@
-"""A plan to a network: smaller (``apply_plan``), or of the same shapes with dropped channels at zero (``mask_plan``)."""
+"""A plan to a network: smaller (``apply_plan``), or of the same shapes with dropped channels at
+zero (``mask_plan``).
+"""
 
 from __future__ import annotations
 
@@ -38,24 +40,28 @@ def apply_plan(
 ) -> nn.Module:
     """A new network without the channels that ``plan`` drops; ``model`` is left as it was.
 
-    Weights keep dtype, device, memory format and ``requires_grad``; modules keep their mode. The result is traced
-    once more and compared with what the plan predicts, so a forward pass with sizes of its own is an error here
-    and not a wrong network later.
+    Weights keep dtype, device, memory format and ``requires_grad``; modules keep their mode. The
+    result is traced once more and compared with what the plan predicts, so a forward pass with
+    sizes of its own is an error here and not a wrong network later.
 
     Args:
         model: the network the graph was traced from, or one of the same architecture.
         graph: its channel graph.
         plan: what to keep.
-        optimizer: an optimizer of ``model``'s parameters. It is moved to the new network's parameters, its state
-            (momentum and the like) cut by the same indices.
+        optimizer: an optimizer of ``model``'s parameters. It is moved to the new network's
+            parameters, its state (momentum and the like) cut by the same indices.
         allow_unchanged: accept a plan that drops nothing.
 
     Raises:
-        PlanError: the plan is of another network, drops nothing, or the network's code cannot follow it.
+        PlanError: the plan is of another network, drops nothing, or the network's code cannot
+        follow it.
     """
     stays = graph.kept(plan)
     if stays.all() and not allow_unchanged:
-        raise PlanError("plan: drops no channel, so the network would not change; lower the budget or the ratios")
+        raise PlanError(
+            "plan: drops no channel, so the network would not change; lower the budget or the "
+            "ratios"
+        )
     cuts, selects = _cuts(graph, stays)
     tensors = _check_tensors(model, graph)
     memo: dict[int, Any] = {}
@@ -77,15 +83,19 @@ def apply_plan(
 
 
 def mask_plan(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
-    """A copy of ``model``, same shapes, in which the channels that ``plan`` drops are zero and stay zero.
+    """A copy of ``model``, same shapes, in which the channels that ``plan`` drops are zero and
+    stay zero.
 
-    Every parameter entry of a dropped channel is zero, and so is its gradient, whatever trains the copy. It computes
-    what :func:`apply_plan`'s network computes: the oracle of all surgery.
+    Every parameter entry of a dropped channel is zero, and so is its gradient, whatever trains the
+    copy. It computes what :func:`apply_plan`'s network computes: the oracle of all surgery.
     """
     stays = graph.kept(plan)
     _check_tensors(model, graph)
     masked = _copy(model, {})
-    tensors: dict[str, Tensor] = {**dict(masked.named_buffers()), **dict(masked.named_parameters())}
+    tensors: dict[str, Tensor] = {
+        **dict(masked.named_buffers()),
+        **dict(masked.named_parameters()),
+    }
     masks: dict[str, Tensor] = {}
     for slot in graph.slots:
         kept = stays[slot.channels]
@@ -107,7 +117,9 @@ def mask_plan(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Mo
 
 
 def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A deep copy; weights that a hook computed and left behind (the older weight norm) are copied without history."""
+    """A deep copy; weights that a hook computed and left behind (the older weight norm) are copied
+    without history.
+    """
     for module in model.modules():
         for item in vars(module).values():
             if isinstance(item, Tensor) and item.grad_fn is not None:
@@ -121,12 +133,19 @@ def _check_tensors(model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
         found = tensors.get(name)
         if found is None or found.shape != value.shape:
             got = "nothing of that name" if found is None else list(found.shape)
-            raise PlanError(f"model: the graph is of another network: {name} should be {list(value.shape)}, got {got}")
+            raise PlanError(
+                f"model: the graph is of another network: {name} should be {list(value.shape)}, "
+                f"got {got}"
+            )
     return tensors
 
 
-def _cuts(graph: ChannelGraph, stays: NDArray[np.bool_]) -> tuple[dict[str, Indices], dict[str, Tensor]]:
-    """Kept positions by tensor and dimension, and by selected norm layer; dimensions that stay whole are left out."""
+def _cuts(
+    graph: ChannelGraph, stays: NDArray[np.bool_]
+) -> tuple[dict[str, Indices], dict[str, Tensor]]:
+    """Kept positions by tensor and dimension, and by selected norm layer; dimensions that stay
+    whole are left out.
+    """
     cuts: dict[str, Indices] = {}
     selects: dict[str, Tensor] = {}
     for slot in graph.slots:
@@ -145,21 +164,33 @@ def _cuts(graph: ChannelGraph, stays: NDArray[np.bool_]) -> tuple[dict[str, Indi
 def _cut(tensor: Tensor, indices: Indices) -> Tensor:
     """The kept entries, in the tensor's own memory format."""
     new = tensor
-    for dim, index in sorted(indices.items(), key=lambda item: len(item[1]) / tensor.shape[item[0]]):
+    for dim, index in sorted(
+        indices.items(), key=lambda item: len(item[1]) / tensor.shape[item[0]]
+    ):
         new = new.index_select(dim, index.to(tensor.device))
     for ndim, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if tensor.ndim == ndim and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=memory_format):
+        if (
+            tensor.ndim == ndim
+            and not tensor.is_contiguous()
+            and tensor.is_contiguous(memory_format=memory_format)
+        ):
             return new.contiguous(memory_format=memory_format)
     return new
 
 
 def _update_sizes(
-    model: nn.Module, small: nn.Module, tensors: dict[str, Tensor], cuts: dict[str, Indices], whole: set[str]
+    model: nn.Module,
+    small: nn.Module,
+    tensors: dict[str, Tensor],
+    cuts: dict[str, Indices],
+    whole: set[str],
 ) -> None:
-    """The size attributes of every module that holds a tensor that was cut, under whatever name."""
+    """The size attributes of every module that holds a tensor that was cut."""
     cut = {id(tensors[name]): name for name in cuts}
     for old, new in zip(model.modules(), small.modules(), strict=True):
-        held = [cut[id(t)] for t in (*old._parameters.values(), *old._buffers.values()) if id(t) in cut]
+        held = [
+            cut[id(t)] for t in (*old._parameters.values(), *old._buffers.values()) if id(t) in cut
+        ]
         if not held:
             continue
         if isinstance(new, _ConvNd) and isinstance(old, _ConvNd):
@@ -198,7 +229,9 @@ def _insert_select(small: nn.Module, name: str, kept: Tensor) -> None:
     reader = parent._modules[attribute]
     if reader is None:
         raise PlanError(f"{name}: the selected norm layer is gone")
-    device = next((t.device for t in (*reader.parameters(), *reader.buffers())), torch.device("cpu"))
+    device = next(
+        (t.device for t in (*reader.parameters(), *reader.buffers())), torch.device("cpu")
+    )
     select = ChannelSelect(kept.to(device))
     pair = nn.Sequential(OrderedDict(select=select, reader=reader))
     select.training = pair.training = reader.training
@@ -208,11 +241,21 @@ def _insert_select(small: nn.Module, name: str, kept: Tensor) -> None:
 _HINT = "the forward pass has sizes of its own; name the layer in keep="
 
 
-def _verify(small: nn.Module, graph: ChannelGraph, stays: NDArray[np.bool_], selected: bool) -> None:
+def _verify(
+    small: nn.Module, graph: ChannelGraph, stays: NDArray[np.bool_], selected: bool
+) -> None:
     """Traces the pruned network and compares every shape that the plan predicts."""
     _verify_run(small, graph, graph.program, graph.maps, stays, selected, training=False)
     if graph.training_program is not None:
-        _verify_run(small, graph, graph.training_program, graph.training_maps, stays, selected, training=True)
+        _verify_run(
+            small,
+            graph,
+            graph.training_program,
+            graph.training_maps,
+            stays,
+            selected,
+            training=True,
+        )
 
 
 def _verify_run(
@@ -229,15 +272,26 @@ def _verify_run(
         pruned = trace_program(small, graph.example(), training=training)
     except GraphError as problem:
         raise PlanError(f"the pruned network does not run ({problem}); {_HINT}") from problem
-    after = [op for op in pruned.ops if not (selected and op.name == "index_select" and _new_select(op.inputs))]
+    after = [
+        op
+        for op in pruned.ops
+        if not (selected and op.name == "index_select" and _new_select(op.inputs))
+    ]
     if len(program.ops) != len(after):
-        raise PlanError(f"the pruned network runs {len(after)} ops, the unpruned one {len(program.ops)}; {_HINT}")
+        raise PlanError(
+            f"the pruned network runs {len(after)} ops, the unpruned one {len(program.ops)}; "
+            f"{_HINT}"
+        )
     for old, new in zip(program.ops, after, strict=True):
         if old.name != new.name or len(old.outputs) != len(new.outputs):
-            raise PlanError(f"op {old.index}: the pruned network runs {new.name}, the unpruned one {old.name}; {_HINT}")
+            raise PlanError(
+                f"op {old.index}: the pruned network runs {new.name}, the unpruned one "
+                f"{old.name}; {_HINT}"
+            )
         if old.name in ARITHMETIC and _numbers(old) != _numbers(new):
             raise PlanError(
-                f"op {old.index} ({old.name}): computes with {_numbers(new)} after pruning, with {_numbers(old)} before, "
+                f"op {old.index} ({old.name}): computes with {_numbers(new)} after pruning, with "
+                f"{_numbers(old)} before, "
                 f"a number that depends on how many channels there are; {_HINT}"
             )
         for made, got in zip(old.outputs, new.outputs, strict=True):
@@ -250,7 +304,11 @@ def _verify_run(
 
 
 def _numbers(op: Op) -> list[float]:
-    return [a for a in (*op.args, *op.kwargs.values()) if isinstance(a, (int, float)) and not isinstance(a, bool)]
+    return [
+        a
+        for a in (*op.args, *op.kwargs.values())
+        if isinstance(a, (int, float)) and not isinstance(a, bool)
+    ]
 
 
 def _new_select(inputs: list[Any]) -> bool:
@@ -264,7 +322,9 @@ def _move_optimizer(
     cuts: dict[str, Indices],
     selects: dict[str, Tensor],
 ) -> None:
-    """Points the optimizer at the new parameters and cuts its state like the parameters themselves."""
+    """Points the optimizer at the new parameters and cuts its state like the parameters
+    themselves.
+    """
     by_id = {id(tensor): name for name, tensor in tensors.items()}
     moved = dict(small.named_parameters())
 
@@ -282,12 +342,18 @@ def _move_optimizer(
             state = optimizer.state.pop(old, None)
             group["params"][i] = new
             if state is not None:
-                optimizer.state[new] = {key: _cut_state(value, old, cuts.get(name, {})) for key, value in state.items()}
+                optimizer.state[new] = {
+                    key: _cut_state(value, old, cuts.get(name, {})) for key, value in state.items()
+                }
 
 
 def _cut_state(value: Any, parameter: Tensor, cuts: Indices) -> Any:
-    """An optimizer's state of one parameter, cut along the dimensions that it has in common with it."""
+    """An optimizer's state of one parameter, cut along the dimensions that it has in common with
+    it.
+    """
     if not isinstance(value, Tensor) or value.ndim != parameter.ndim:
         return value
-    shared = {dim: index for dim, index in cuts.items() if value.shape[dim] == parameter.shape[dim]}
+    shared = {
+        dim: index for dim, index in cuts.items() if value.shape[dim] == parameter.shape[dim]
+    }
     return _cut(value, shared) if shared else value

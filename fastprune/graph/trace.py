@@ -1,8 +1,9 @@
-"""A network and an example to a Program: the network's own Python runs once, its arithmetic does not.
+"""A network and an example to a Program: the network's own Python runs once, its arithmetic does
+not.
 
-Every functional call is caught by a ``TorchFunctionMode``. An op with a rule is not executed: the rule knows its
-output's shape and hands on a zero-stride stand-in that owns one element of memory. An op without one runs on the
-meta device. Nothing of the network is copied or changed.
+Every functional call is caught by a ``TorchFunctionMode``. An op with a rule is not executed: the
+rule knows its output's shape and hands on a zero-stride stand-in that owns one element of memory.
+An op without one runs on the meta device. Nothing of the network is copied or changed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from torch.overrides import TorchFunctionMode
 
 from fastprune.errors import GraphError
 from fastprune.graph.program import Op, Program, TracedDim, Value
-from fastprune.graph.rules import CREATION, INPLACE_POSITION, METADATA, NATIVE, RULES, UNIFORM, op_name
+from fastprune.graph.rules import (
+    CREATION,
+    INPLACE_POSITION,
+    METADATA,
+    NATIVE,
+    RULES,
+    UNIFORM,
+    op_name,
+)
 
 __all__ = ["Example", "Scan", "example_inputs", "scan", "trace_program", "used_parameters"]
 
@@ -34,9 +43,21 @@ _FIRST = {"input": 0, "query": 0, "self": 0, "key": 1, "other": 1, "weight": 1, 
 
 
 class _FunctionEntry:
-    """What the tracer knows of one torch function; looked up by the function object, made once a process."""
+    """What the tracer knows of one torch function; looked up by the function object, made once a
+    process.
+    """
 
-    __slots__ = ("inplace", "inplace_position", "metadata", "name", "native", "ruled", "shape", "shape_query", "sized")
+    __slots__ = (
+        "inplace",
+        "inplace_position",
+        "metadata",
+        "name",
+        "native",
+        "ruled",
+        "shape",
+        "shape_query",
+        "sized",
+    )
 
     def __init__(self, func: Callable[..., Any]) -> None:
         self.name, self.inplace = op_name(func)
@@ -62,7 +83,8 @@ class Scan(NamedTuple):
 
     Attributes:
         modules: by name, each once.
-        values: a Value for each parameter and buffer, by the tensor's id; its name is the first one.
+        values: a Value for each parameter and buffer, by the tensor's id; its name is the first
+            one.
     """
 
     modules: dict[str, nn.Module]
@@ -70,7 +92,8 @@ class Scan(NamedTuple):
 
 
 def scan(model: nn.Module) -> Scan:
-    """Modules, parameters and buffers of a network. One walk, three times quicker than torch's three.
+    """Modules, parameters and buffers of a network. One walk, three times quicker than torch's
+    three.
 
     Raises:
         GraphError: not a module, or one that cannot be traced.
@@ -78,7 +101,9 @@ def scan(model: nn.Module) -> Scan:
     if not isinstance(model, nn.Module):
         raise GraphError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
-        raise GraphError("model: a TorchScript module cannot be traced; expected the nn.Module it was made from")
+        raise GraphError(
+            "model: a TorchScript module cannot be traced; expected the nn.Module it was made from"
+        )
     modules: dict[str, nn.Module] = {}
     values: dict[int, Value] = {}
     seen: set[int] = set()
@@ -95,22 +120,32 @@ def scan(model: nn.Module) -> Scan:
         if held["_parameters"]:
             for name, tensor in held["_parameters"].items():
                 if tensor is not None and id(tensor) not in values:
-                    values[id(tensor)] = Value(len(values), tensor.shape, tensor.dtype, "parameter", prefix + name)
+                    values[id(tensor)] = Value(
+                        len(values), tensor.shape, tensor.dtype, "parameter", prefix + name
+                    )
         if held["_buffers"]:
             for name, tensor in held["_buffers"].items():
                 if tensor is not None and id(tensor) not in values:
-                    values[id(tensor)] = Value(len(values), tensor.shape, tensor.dtype, "buffer", prefix + name)
+                    values[id(tensor)] = Value(
+                        len(values), tensor.shape, tensor.dtype, "buffer", prefix + name
+                    )
         if held["_modules"]:
             children = held["_modules"].items()
-            stack.extend([(prefix + name, child) for name, child in reversed(children) if child is not None])
+            stack.extend(
+                [(prefix + name, child) for name, child in reversed(children) if child is not None]
+            )
     return Scan(modules, values)
 
 
-_PLAIN = frozenset({int, float, bool, str, type(None), TracedDim, torch.dtype, torch.device, torch.memory_format})
+_PLAIN = frozenset(
+    {int, float, bool, str, type(None), TracedDim, torch.dtype, torch.device, torch.memory_format}
+)
 
 
 class _Tracer(TorchFunctionMode):
-    """Writes down every call. Hot: a call of a ResNet costs a few microseconds, most of it torch's own dispatch."""
+    """Writes down every call. Hot: a call of a ResNet costs a few microseconds, most of it torch's
+    own dispatch.
+    """
 
     def __init__(self, held: Scan) -> None:
         super().__init__()
@@ -122,10 +157,14 @@ class _Tracer(TorchFunctionMode):
         self.ruleless: dict[str, None] = {}
         self.key: tuple[torch.dtype, torch.device] = (torch.float32, torch.device("cpu"))
         self.templates: dict[tuple[int, ...], Tensor] = {}
-        self.others: dict[tuple[torch.dtype, torch.device], dict[tuple[int, ...], Tensor]] = {self.key: self.templates}
+        self.others: dict[tuple[torch.dtype, torch.device], dict[tuple[int, ...], Tensor]] = {
+            self.key: self.templates
+        }
 
     def stand_in(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A new tensor of this shape with one element of memory. ``.data`` of a template is five times quicker than expand."""
+        """A new tensor of this shape with one element of memory. ``.data`` of a template is five
+        times quicker than expand.
+        """
         if dtype is not self.key[0] or device != self.key[1]:
             self.key = (dtype, device)
             self.templates = self.others.setdefault(self.key, {})
@@ -135,7 +174,9 @@ class _Tracer(TorchFunctionMode):
             template = self.templates[shape] = zero.expand(shape)
         return template.data
 
-    def bind(self, tensor: Tensor, shape: tuple[int, ...], source: str, producer: int = -1) -> Value:
+    def bind(
+        self, tensor: Tensor, shape: tuple[int, ...], source: str, producer: int = -1
+    ) -> Value:
         count = self.count
         self.count = count + 1
         value = self.table[id(tensor)] = Value(count, shape, tensor.dtype, source, "", producer)
@@ -181,7 +222,11 @@ class _Tracer(TorchFunctionMode):
                 lifted.append(value)
                 if like is None:
                     like = argument
-            elif kind is tuple and len(argument) == 2 and argument[0].__class__ is argument[1].__class__ is int:
+            elif (
+                kind is tuple
+                and len(argument) == 2
+                and argument[0].__class__ is argument[1].__class__ is int
+            ):
                 lifted.append(argument)
             else:
                 lifted.append(self._lift_argument(argument, inputs))
@@ -225,7 +270,12 @@ class _Tracer(TorchFunctionMode):
         for value in inputs:
             value.uses += 1
         ops.append(op)
-        if shape is not None and not entry.inplace and "inplace" not in kwargs and len(args) <= entry.inplace_position:
+        if (
+            shape is not None
+            and not entry.inplace
+            and "inplace" not in kwargs
+            and len(args) <= entry.inplace_position
+        ):
             count = self.count
             self.count = count + 1
             value = table[id(result)] = Value(count, shape, like.dtype, "op", "", index)
@@ -245,9 +295,15 @@ class _Tracer(TorchFunctionMode):
         return result
 
     def _without_inputs(
-        self, entry: _FunctionEntry, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        entry: _FunctionEntry,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> Any:
-        """Constants stay as they are, unless their size or content was computed from a tensor's shape."""
+        """Constants stay as they are, unless their size or content was computed from a tensor's
+        shape.
+        """
         result = func(*args, **kwargs)
         if entry.sized and _computed_from_sizes((args, tuple(kwargs.values()))):
             op = Op(len(self.ops), entry.name, func, list(args), dict(kwargs), [])
@@ -264,10 +320,14 @@ class _Tracer(TorchFunctionMode):
         if value.producer >= 0 and self.ops[value.producer].name in _VIEWED_FOR_SIZE:
             value.uses += 1
         if not isinstance(answer, int):
-            return torch.Size([TracedDim(n, ((value.id, axis, 1),)) for axis, n in enumerate(answer)])
+            return torch.Size(
+                [TracedDim(n, ((value.id, axis, 1),)) for axis, n in enumerate(answer)]
+            )
         dim = args[1] if len(args) > 1 else kwargs.get("dim")
         axes = range(len(value.shape)) if dim is None else (int(dim) % len(value.shape),)
-        return TracedDim(answer, tuple((value.id, a, answer / value.shape[a]) for a in axes if value.shape[a]))
+        return TracedDim(
+            answer, tuple((value.id, a, answer / value.shape[a]) for a in axes if value.shape[a])
+        )
 
     def _result(
         self,
@@ -278,7 +338,9 @@ class _Tracer(TorchFunctionMode):
         kwargs: Mapping[str, Any],
         like: Tensor,
     ) -> Any:
-        """What the call returns, without its arithmetic: several stand-ins, a view, or from the meta device."""
+        """What the call returns, without its arithmetic: several stand-ins, a view, or from the
+        meta device.
+        """
         if shapes is not None:
             return tuple(self.stand_in(s, like.dtype, like.device) for s in shapes)
         if entry.native:
@@ -307,11 +369,14 @@ class _Tracer(TorchFunctionMode):
         try:
             result = op.func(*_map(to_meta, args), **_map(to_meta, dict(kwargs)))
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as problem:
-            # Ops whose result depends on data, or that have no meta kernel, run on the zeros themselves.
+            # Ops whose result depends on data, or that have no meta kernel, run on the zeros
+            # themselves.
             try:
                 return op.func(*args, **kwargs)
             except (NotImplementedError, RuntimeError, TypeError, ValueError):
-                raise GraphError(f"tracing stopped at op {op.index}, {op.name}: {problem}") from problem
+                raise GraphError(
+                    f"tracing stopped at op {op.index}, {op.name}: {problem}"
+                ) from problem
         return _map(lambda t: self.stand_in(tuple(t.shape), t.dtype, devices[0]), result)
 
 
@@ -354,8 +419,8 @@ def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
 def _as_it_was(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
     """Modules in or out of training mode, and afterwards as they were, with what they hold.
 
-    A forward pass may keep what it computed (a cache, a running mean of its own); those are stand-ins here. Written
-    past ``__setattr__``, which is ten times slower.
+    A forward pass may keep what it computed (a cache, a running mean of its own); those are
+    stand-ins here. Written past ``__setattr__``, which is ten times slower.
     """
     saved: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
     lists: list[tuple[list[Any], list[Any]]] = []
@@ -363,7 +428,10 @@ def _as_it_was(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
     for module in modules:
         held = module.__dict__
         # torch's own layers keep nothing, unless a hook of theirs does (the older weight norm).
-        if module.__class__.__module__.startswith("torch.nn.modules.") and not held["_forward_pre_hooks"]:
+        if (
+            module.__class__.__module__.startswith("torch.nn.modules.")
+            and not held["_forward_pre_hooks"]
+        ):
             if held["training"] is not training:
                 held["training"] = training
                 others.append(held)
@@ -371,7 +439,9 @@ def _as_it_was(modules: Iterable[nn.Module], training: bool) -> Iterator[None]:
         saved.append((held, held.copy()))
         for key, item in held.items():
             kind = item.__class__
-            if (kind is dict or kind is OrderedDict) and (key[0] != "_" or (item and key in _HELD)):
+            if (kind is dict or kind is OrderedDict) and (
+                key[0] != "_" or (item and key in _HELD)
+            ):
                 saved.append((item, item.copy()))
             elif kind is list:
                 lists.append((item, item.copy()))
@@ -393,15 +463,22 @@ _HELD = frozenset(("_parameters", "_buffers", "_modules"))
 
 
 def _uncompiled(held: Scan) -> AbstractContextManager[Any]:
-    """Runs what is wrapped in ``torch.compile`` as the Python that it is; else importing the compiler is not worth it."""
-    if any("_orig_mod" in name or m.__dict__.get("_compiled_call_impl") for name, m in held.modules.items()):
+    """Runs what is wrapped in ``torch.compile`` as the Python that it is; else importing the
+    compiler is not worth it.
+    """
+    if any(
+        "_orig_mod" in name or m.__dict__.get("_compiled_call_impl")
+        for name, m in held.modules.items()
+    ):
         return torch.compiler.set_stance("force_eager")
     return nullcontext()
 
 
 @contextmanager
 def _same_draws() -> Iterator[None]:
-    """Branches on random numbers (stochastic depth) go the same way in every trace, and nobody's draws are used up."""
+    """Branches on random numbers (stochastic depth) go the same way in every trace, and nobody's
+    draws are used up.
+    """
     numbers, ours = torch.get_rng_state(), random.getstate()
     torch.default_generator.manual_seed(0)
     random.seed(0)
@@ -413,9 +490,13 @@ def _same_draws() -> Iterator[None]:
 
 
 def example_inputs(remembered: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Zeros of the remembered ``(shape, dtype, device)``, one element of memory each; other arguments as they are."""
+    """Zeros of the remembered ``(shape, dtype, device)``, one element of memory each; other
+    arguments as they are.
+    """
     return tuple(
-        torch.zeros((), dtype=item[1], device=item[2]).expand(item[0]) if isinstance(item, tuple) else item
+        torch.zeros((), dtype=item[1], device=item[2]).expand(item[0])
+        if isinstance(item, tuple)
+        else item
         for item in remembered
     )
 
@@ -428,7 +509,9 @@ def used_parameters(program: Program) -> set[str]:
 def _inputs(example: Example) -> tuple[Any, ...]:
     items = tuple(example) if isinstance(example, (tuple, list)) else (example,)
     if not any(isinstance(item, Tensor) for item in items):
-        raise GraphError(f"example: expected a tensor or a tuple with tensors, got {type(example).__name__}")
+        raise GraphError(
+            f"example: expected a tensor or a tuple with tensors, got {type(example).__name__}"
+        )
     return items
 
 
@@ -438,9 +521,10 @@ def trace_program(
     """What ``model`` does with ``example``, as a Program.
 
     Args:
-        model: any module; it is neither copied nor changed. It is run in evaluation mode and without gradients.
-        example: the input tensor, or a tuple of the positional arguments. Only shapes, dtypes and devices matter;
-            of tensors with a batch of several, a batch of one is traced.
+        model: any module; it is neither copied nor changed. It is run in evaluation mode and
+            without gradients.
+        example: the input tensor, or a tuple of the positional arguments. Only shapes, dtypes and
+            devices matter; of tensors with a batch of several, a batch of one is traced.
         training: run the modules in training mode instead (auxiliary heads).
         held: :func:`scan` of the model, where the caller has it already.
 
@@ -466,25 +550,45 @@ def _batch_of_one(item: Any) -> Any:
 
 def _run(model: nn.Module, items: tuple[Any, ...], held: Scan, training: bool) -> Program:
     tracer = _Tracer(held)
-    given = [tracer.stand_in(tuple(x.shape), x.dtype, x.device) if isinstance(x, Tensor) else x for x in items]
+    given = [
+        tracer.stand_in(tuple(x.shape), x.dtype, x.device) if isinstance(x, Tensor) else x
+        for x in items
+    ]
     inputs = tuple(tracer.bind(t, tuple(t.shape), "input") for t in given if isinstance(t, Tensor))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with _uncompiled(held), _as_it_was(held.modules.values(), training), _same_draws(), tracer:
+            with (
+                _uncompiled(held),
+                _as_it_was(held.modules.values(), training),
+                _same_draws(),
+                tracer,
+            ):
                 result = model(*given)
-        except (RuntimeError, TypeError, ValueError, IndexError, AssertionError, AttributeError) as problem:
-            where = f" after op {tracer.ops[-1].index} ({tracer.ops[-1].name})" if tracer.ops else ""
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+            IndexError,
+            AssertionError,
+            AttributeError,
+        ) as problem:
+            where = (
+                f" after op {tracer.ops[-1].index} ({tracer.ops[-1].name})" if tracer.ops else ""
+            )
             raise GraphError(
-                f"the network failed on an example of shape {[list(v.shape) for v in inputs]}{where}: "
+                "the network failed on an example of shape "
+                f"{[list(v.shape) for v in inputs]}{where}: "
                 f"{type(problem).__name__}: {problem}"
             ) from problem
     outputs = tuple(tracer.table[id(t)] for t in _returned(result) if id(t) in tracer.table)
-    return Program(tuple(tracer.ops), inputs, outputs, tracer.count, tracer.constants, tuple(tracer.ruleless))
+    return Program(
+        tuple(tracer.ops), inputs, outputs, tracer.count, tracer.constants, tuple(tracer.ruleless)
+    )
 
 
 def _returned(result: Any) -> Iterator[Tensor]:
-    """Tensors of what a network returned; of an object of its own kind, those of its attributes."""
+    """Tensors of what a network returned; of its own kind of object, those of its attributes."""
     if not isinstance(result, (Tensor, tuple, list, Mapping)) and hasattr(result, "__dict__"):
         result = list(vars(result).values())
     yield from _tensors(result)

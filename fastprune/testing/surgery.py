@@ -1,4 +1,6 @@
-"""The exactness oracle: a pruned network computes what the masked one computes, and costs what the plan says."""
+"""The exactness oracle: a pruned network computes what the masked one computes, and costs what the
+plan says.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,12 @@ __all__ = ["check_pruning", "check_trained", "fill", "outputs", "random_plan"]
 
 
 def fill(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights and norm statistics for ``model``, in place: no channel is like another, none is dead.
+    """Random weights and norm statistics for ``model``, in place: no channel is like another, none
+    is dead.
 
-    Vectors are drawn around one (a norm layer's scale and variance at their initial value hide mistakes), the rest
-    with the usual fan-in scale, so that activations of deep networks stay finite.
+    Vectors are drawn around one (a norm layer's scale and variance at their initial value hide
+    mistakes), the rest with the usual fan-in scale, so that activations of deep networks stay
+    finite.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -35,8 +39,12 @@ def fill(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def random_plan(graph: ChannelGraph, seed: int, *, low: float = 0.3, high: float = 0.5) -> PruningPlan:
-    """Drops a random part of every group, between ``low`` and ``high`` of its channels, another part in each."""
+def random_plan(
+    graph: ChannelGraph, seed: int, *, low: float = 0.3, high: float = 0.5
+) -> PruningPlan:
+    """Drops a random part of every group, between ``low`` and ``high`` of its channels, another
+    part in each.
+    """
     random = np.random.default_rng(seed)
     keep = {}
     for group in graph.groups:
@@ -71,15 +79,18 @@ def check_pruning(
     batches: Sequence[int] = (1, 2, 3),
     tolerance: float = 1e-9,
 ) -> nn.Module:
-    """Prunes and raises AssertionError unless everything that must hold does; gives the pruned network.
+    """Prunes and raises AssertionError unless everything that must hold does; gives the pruned
+    network.
 
-    The pruned network computes what the masked one does, for every batch size; a fresh trace of it costs what the
-    closed form predicts; its parameters are as many as predicted; and ``model`` is untouched.
+    The pruned network computes what the masked one does, for every batch size; a fresh trace of it
+    costs what the closed form predicts; its parameters are as many as predicted; and ``model`` is
+    untouched.
 
     Args:
         model: in evaluation mode, in float64 for the default tolerance.
         graph, plan: what to prune.
-        inputs: one example; its first axis is the batch and is repeated as needed with other values.
+        inputs: one example; its first axis is the batch and is repeated as needed with other
+            values.
         batches: batch sizes to compare at; () to compare nothing.
         tolerance: largest difference, relative to the largest magnitude of each output.
     """
@@ -108,7 +119,9 @@ def check_pruning(
 
 
 def check_trained(small: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """Raises AssertionError unless a forward and backward pass in training mode reaches the used parameters."""
+    """Raises AssertionError unless a forward and backward pass in training mode reaches the used
+    parameters.
+    """
     small = copy.deepcopy(small).train()
     random = torch.Generator().manual_seed(0)
     result = list(outputs(small(*(_batch_of(x, 4, random) for x in inputs))))
@@ -118,7 +131,8 @@ def check_trained(small: nn.Module, inputs: Sequence[Tensor]) -> None:
     reached = [p for p in small.parameters() if p.grad is not None]
     assert reached, "no parameter got a gradient"
     for p in reached:
-        assert p.grad is not None and p.grad.shape == p.shape
+        assert p.grad is not None
+        assert p.grad.shape == p.shape
 
 
 def _batch_of(x: Tensor, batch: int, random: torch.Generator) -> Tensor:
@@ -131,10 +145,23 @@ def _fingerprint(model: nn.Module) -> str:
     """A digest of all tensors' bytes, strides and flags and of every module's plain attributes."""
     digest = hashlib.sha256()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        facts = (name, tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.requires_grad, id(tensor))
+        facts = (
+            name,
+            tensor.dtype,
+            tuple(tensor.shape),
+            tensor.stride(),
+            tensor.requires_grad,
+            id(tensor),
+        )
         digest.update(repr(facts).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     for name, module in model.named_modules():
-        plain = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str, tuple))}
-        digest.update(f"{name} {type(module)} {sorted(plain.items())} {list(module._modules)}".encode())
+        plain = {
+            k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str, tuple))
+        }
+        digest.update(
+            f"{name} {type(module)} {sorted(plain.items())} {list(module._modules)}".encode()
+        )
     return digest.hexdigest()

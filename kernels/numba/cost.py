@@ -1,4 +1,4 @@
-"""Closed-form costs of many candidates, compiled from Python when first called and cached on disk."""
+"""Closed-form costs of many candidates, compiled when first called and cached on disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ __all__ = ["candidate_costs"]
 
 @njit(cache=True, fastmath=False, nogil=True)
 def candidate_costs(widths, constant, starts, columns, values, left, right, coefficients):  # type: ignore[no-untyped-def]
-    """Macs, params, channels, bytes ``[K, 4]`` (float64, exact integers) of widths ``[K, groups]`` (int64).
+    """Macs, params, channels, bytes ``[K, 4]`` (float64, exact integers) of widths ``[K, groups]``
+    (int64).
 
     The forms are sparse rows: ``constant[r] + sum(values[j] * widths[columns[j]])`` over
     ``starts[r] <= j < starts[r + 1]``.

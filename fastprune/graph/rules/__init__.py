@@ -1,14 +1,12 @@
 """One rule an op: the shape it gives, and how it carries channels.
 
-A rule is one short function in one of this folder's files, registered under the op's name; ``RULES`` is the table.
-Third-party code adds a rule the same way, with :func:`rule`.
+A rule is one short function in one of this folder's files, registered under the op's name;
+``RULES`` is the table. Third-party code adds a rule the same way, with :func:`rule`.
 """
 
 from __future__ import annotations
 
 from fastprune.graph.rules import attention, combine, indexing, layers, pointwise, reduce, views
-from fastprune.graph.rules.combine import ARITHMETIC
-from fastprune.graph.rules.layers import GROUPING
 from fastprune.graph.rules._table import (
     CREATION,
     INPLACE_POSITION,
@@ -20,6 +18,8 @@ from fastprune.graph.rules._table import (
     op_name,
     rule,
 )
+from fastprune.graph.rules.combine import ARITHMETIC
+from fastprune.graph.rules.layers import GROUPING
 
 __all__ = [
     "ARITHMETIC",

@@ -1,4 +1,6 @@
-"""Ops that bring several tensors together: element by element (ties), side by side (concatenation)."""
+"""Ops that bring several tensors together: element by element (ties), side by side
+(concatenation).
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def _aligned(ids: Map, ndim: int) -> Map:
     return ids if ids.ndim == ndim else ids.reshape((1,) * (ndim - ids.ndim) + ids.shape)
 
 
-def _merge(tracker: ChannelTracker, op: Op, a: Map, b: Map, a_value: Value, b_value: Value) -> Map | None:
+def _merge(
+    tracker: ChannelTracker, op: Op, a: Map, b: Map, a_value: Value, b_value: Value
+) -> Map | None:
     """One map for two broadcast operands that both hold channels."""
     ndim = len(op.outputs[0].shape)
     a_shape = (1,) * (ndim - len(a_value.shape)) + a_value.shape
@@ -54,12 +58,17 @@ def _merge(tracker: ChannelTracker, op: Op, a: Map, b: Map, a_value: Value, b_va
         tracker.tie(a.reshape(-1), b.reshape(-1))
         return a
     wide, single = (a, b) if a.size > 1 else (b, a)
-    tracker.freeze(single, f"a single channel that {op.name} (op {op.index}) applies to all of another tensor's")
+    tracker.freeze(
+        single,
+        f"a single channel that {op.name} (op {op.index}) applies to all of another tensor's",
+    )
     return wide
 
 
 def _meet_plain(tracker: ChannelTracker, op: Op, ids: Map, value: Value) -> None:
-    """An operand without channels: harmless where its size is one, a slot where it is a parameter, else frozen."""
+    """An operand without channels: harmless where its size is one, a slot where it is a parameter,
+    else frozen.
+    """
     axes = [axis for axis in range(ids.ndim) if ids.shape[axis] > 1]
     offset = ids.ndim - len(value.shape)
     wide = [axis for axis in axes if axis >= offset and value.shape[axis - offset] > 1]
@@ -71,25 +80,72 @@ def _meet_plain(tracker: ChannelTracker, op: Op, ids: Map, value: Value) -> None
         tracker.slot(role, wide[0] - offset, ids.reshape(-1), value)
         return
     what = value.name or f"a tensor of shape {list(value.shape)}"
-    tracker.freeze(ids, f"{op.name} (op {op.index}) combines them with {what}, which has a fixed size")
+    tracker.freeze(
+        ids, f"{op.name} (op {op.index}) combines them with {what}, which has a fixed size"
+    )
     tracker.fix(value, f"{op.name} (op {op.index}) computes with it")
 
 
 ARITHMETIC = frozenset(
-    "add sub rsub mul div rdiv true_divide multiply subtract divide pow rpow maximum minimum fmax fmin atan2 "
-    "floor_divide remainder fmod addcmul addcdiv lerp copysign hypot xlogy float_power rfloor_divide".split()
+    [
+        "add",
+        "sub",
+        "rsub",
+        "mul",
+        "div",
+        "rdiv",
+        "true_divide",
+        "multiply",
+        "subtract",
+        "divide",
+        "pow",
+        "rpow",
+        "maximum",
+        "minimum",
+        "fmax",
+        "fmin",
+        "atan2",
+        "floor_divide",
+        "remainder",
+        "fmod",
+        "addcmul",
+        "addcdiv",
+        "lerp",
+        "copysign",
+        "hypot",
+        "xlogy",
+        "float_power",
+        "rfloor_divide",
+    ]
 )
-_COMPARISONS = (
-    "eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor where masked_fill".split()
-)
+_COMPARISONS = [
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "logical_and",
+    "logical_or",
+    "logical_xor",
+    "bitwise_and",
+    "bitwise_or",
+    "bitwise_xor",
+    "where",
+    "masked_fill",
+]
 # What a mask may make zero in without making the result infinite.
-_LINEAR = frozenset("add sub rsub mul multiply subtract addcmul lerp copy".split())
+_LINEAR = frozenset(
+    ["add", "sub", "rsub", "mul", "multiply", "subtract", "addcmul", "lerp", "copy"]
+)
 
 
 @rule(*_COMPARISONS)
 @rule(*ARITHMETIC, "expand_as", "mse_loss", "copy", shape=broadcast_shape)
 def elementwise(tracker: ChannelTracker, op: Op) -> None:
-    """Channels at equal positions are tied; a parameter operand gets a slot; numbers change nothing."""
+    """Channels at equal positions are tied; a parameter operand gets a slot; numbers change
+    nothing.
+    """
     for number in op.args:
         if number.__class__ is TracedDim:
             tracker.follow(number, None, f"{op.name} (op {op.index}) computes with their number")
@@ -111,7 +167,10 @@ def elementwise(tracker: ChannelTracker, op: Op) -> None:
             if result is other:
                 holder = value
     if result is None and len(plain) == len(op.inputs):
-        holder = next((v for v in plain if v.shape == op.outputs[0].shape and tracker.adopt(v) is not None), None)
+        holder = next(
+            (v for v in plain if v.shape == op.outputs[0].shape and tracker.adopt(v) is not None),
+            None,
+        )
         result = tracker.map(holder) if holder is not None else None
     if result is None:
         for value in op.inputs:
@@ -170,7 +229,9 @@ def _join(
     first = held[0]
     if any(m.shape != first.shape or m.shape[axis] > 1 for m in held) or len(held) < len(maps):
         for ids in held:
-            tracker.freeze(ids, f"{op.name} (op {op.index}) joins tensors with different channel axes")
+            tracker.freeze(
+                ids, f"{op.name} (op {op.index}) joins tensors with different channel axes"
+            )
         tracker.pass_on(op, None)
         return
     for ids in held[1:]:

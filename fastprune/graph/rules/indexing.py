@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -16,15 +17,21 @@ __all__: list[str] = []
 
 
 def _split_evenly(tracker: ChannelTracker, ids: Map, axis: int, width: int) -> None:
-    """Ties position i of every piece of ``width`` along the axis, so that pieces stay equally wide."""
+    """Ties position i of every piece of ``width`` along the axis, so that pieces stay equally
+    wide.
+    """
     moved = np.moveaxis(ids, axis, 0)
-    tracker.tie_rows(moved.reshape(moved.shape[0] // width, width, -1).swapaxes(0, 1).reshape(width, -1))
+    tracker.tie_rows(
+        moved.reshape(moved.shape[0] // width, width, -1).swapaxes(0, 1).reshape(width, -1)
+    )
 
 
 def _of_these(tracker: ChannelTracker, ids: Map, axis: int, sizes: list[Any]) -> bool:
     """Whether any of the sizes was computed from the number of these channels themselves."""
     own = along(ids, axis)
-    return any(np.array_equal(counted, own) for size in sizes for _, counted in tracker.counted(size))
+    return any(
+        np.array_equal(counted, own) for size in sizes for _, counted in tracker.counted(size)
+    )
 
 
 @rule("chunk", "tensor_split", "split", "split_with_sizes", native=True)
@@ -33,7 +40,9 @@ def split(tracker: ChannelTracker, op: Op) -> None:
     ids = native_map(tracker, op)
     size = op.arg(1, "split_size", op.arg(1, "chunks", op.arg(1, "split_size_or_sections")))
     if size is None:
-        size = op.kwargs.get("split_sizes", op.kwargs.get("indices_or_sections", op.kwargs.get("sections")))
+        size = op.kwargs.get(
+            "split_sizes", op.kwargs.get("indices_or_sections", op.kwargs.get("sections"))
+        )
     sizes = list(size) if isinstance(size, (tuple, list)) else [size]
     reason = f"{op.name} (op {op.index}) cuts them at hard-coded sizes"
     if ids is None:
@@ -46,7 +55,7 @@ def split(tracker: ChannelTracker, op: Op) -> None:
             tracker.set(out, ids)
         return
     bounds = np.cumsum([0, *(out.shape[axis] for out in op.outputs)])
-    pieces = [np.take(ids, np.arange(a, b), axis=axis) for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [np.take(ids, np.arange(a, b), axis=axis) for a, b in itertools.pairwise(bounds)]
     for out, piece in zip(op.outputs, pieces, strict=True):
         tracker.set(out, piece)
     if len(pieces) == 1:
@@ -71,7 +80,9 @@ def narrow(tracker: ChannelTracker, op: Op) -> None:
         return
     axis = int(op.arg(1, "dim")) % ids.ndim
     start, length = op.arg(2, "start"), op.arg(3, "length")
-    tracker.pass_on(op, _cut(tracker, op, ids, axis, slice(start, start + length), op.inputs[0].shape[axis]))
+    tracker.pass_on(
+        op, _cut(tracker, op, ids, axis, slice(start, start + length), op.inputs[0].shape[axis])
+    )
 
 
 @rule("select", "unbind", native=True)
@@ -155,7 +166,9 @@ def index_select_shape(op: Op) -> tuple[int, ...]:
 
 @rule("index_select", shape=index_select_shape)
 def index_select(tracker: ChannelTracker, op: Op) -> None:
-    """By a buffer (ChannelSelect): the selected channels are new ones, dropped by shortening the buffer."""
+    """By a buffer (ChannelSelect): the selected channels are new ones, dropped by shortening the
+    buffer.
+    """
     source, index = op.inputs[0], op.inputs[-1]
     ids = tracker.map(source)
     axis = int(op.arg(1, "dim")) % len(source.shape)
@@ -174,11 +187,18 @@ def index_select(tracker: ChannelTracker, op: Op) -> None:
 
 @rule("setitem")
 def setitem(tracker: ChannelTracker, op: Op) -> None:
-    """Writing to positions of other axes, or where a mask of the same channels says, changes no channel."""
+    """Writing to positions of other axes, or where a mask of the same channels says, changes no
+    channel.
+    """
     x, given = op.inputs[0], op.args[2]
     ids = tracker.map(x)
     index = list(op.args[1]) if isinstance(op.args[1], (tuple, list)) else [op.args[1]]
-    if ids is not None and len(index) == 1 and isinstance(index[0], Value) and not isinstance(given, Value):
+    if (
+        ids is not None
+        and len(index) == 1
+        and isinstance(index[0], Value)
+        and not isinstance(given, Value)
+    ):
         mask = tracker.map(index[0])
         if mask is not None and mask.shape == ids.shape:
             tracker.tie(ids, mask)
@@ -196,7 +216,9 @@ def setitem(tracker: ChannelTracker, op: Op) -> None:
         tracker.pass_on(op, ids)
         return
     other = tracker.map(given) if isinstance(given, Value) else None
-    same = other is not None and other.shape == ids.shape and all(isinstance(i, slice) for i in index)
+    same = (
+        other is not None and other.shape == ids.shape and all(isinstance(i, slice) for i in index)
+    )
     if across or other is None or not same:
         tracker.stop(op, f"writing to parts of a tensor (op {op.index})")
         return

@@ -14,7 +14,8 @@ from fastprune.graph.rules._table import rule
 
 __all__ = ["GROUPING"]
 
-# Attribute of a pruned grouped convolution: whether its conv groups are dropped "whole" or get narrower "within".
+# Attribute of a pruned grouped convolution: whether its conv groups are dropped "whole" or get
+# narrower "within".
 GROUPING = "_fastprune_grouping"
 
 
@@ -32,7 +33,10 @@ def conv_shape(op: Op) -> tuple[int, ...] | None:
     if len(op.args) == 7 and count == 2 and len(x) == 4 and x[1] == weight[1] * groups:
         # What nn.Conv2d passes, written out: it is half of all calls.
         _, _, _, stride, padding, dilation, _ = op.args
-        if stride.__class__ is padding.__class__ is dilation.__class__ is tuple and len(padding) == 2:
+        if (
+            stride.__class__ is padding.__class__ is dilation.__class__ is tuple
+            and len(padding) == 2
+        ):
             return (
                 x[0],
                 weight[0],
@@ -43,11 +47,15 @@ def conv_shape(op: Op) -> tuple[int, ...] | None:
         return None  # without a batch: the meta device knows
     if x[1] != weight[1] * groups:
         raise GraphError(
-            f"{op.name} (op {op.index}): weight {list(weight)} with {groups} groups expects {weight[1] * groups} "
+            f"{op.name} (op {op.index}): weight {list(weight)} with {groups} groups expects "
+            f"{weight[1] * groups} "
             f"input channels, got {x[1]}"
         )
     padding = op.arg(4, "padding", 0)
-    stride, dilation = _per_axis(op.arg(3, "stride", 1), count), _per_axis(op.arg(5, "dilation", 1), count)
+    stride, dilation = (
+        _per_axis(op.arg(3, "stride", 1), count),
+        _per_axis(op.arg(5, "dilation", 1), count),
+    )
     if padding == "same":
         return (x[0], weight[0], *x[2:])
     padding = (0,) * count if padding == "valid" else _per_axis(padding, count)
@@ -64,19 +72,31 @@ def transposed_shape(op: Op) -> tuple[int, ...] | None:
     if len(x) != count + 2:
         return None
     if x[1] != weight[0]:
-        raise GraphError(f"{op.name} (op {op.index}): expects {weight[0]} input channels, got {x[1]}")
-    stride, padding = _per_axis(op.arg(3, "stride", 1), count), _per_axis(op.arg(4, "padding", 0), count)
-    extra, dilation = _per_axis(op.arg(5, "output_padding", 0), count), _per_axis(op.arg(7, "dilation", 1), count)
+        raise GraphError(
+            f"{op.name} (op {op.index}): expects {weight[0]} input channels, got {x[1]}"
+        )
+    stride, padding = (
+        _per_axis(op.arg(3, "stride", 1), count),
+        _per_axis(op.arg(4, "padding", 0), count),
+    )
+    extra, dilation = (
+        _per_axis(op.arg(5, "output_padding", 0), count),
+        _per_axis(op.arg(7, "dilation", 1), count),
+    )
     space = (
         (n - 1) * s - 2 * p + d * (k - 1) + e + 1
-        for n, s, p, d, k, e in zip(x[2:], stride, padding, dilation, weight[2:], extra, strict=True)
+        for n, s, p, d, k, e in zip(
+            x[2:], stride, padding, dilation, weight[2:], extra, strict=True
+        )
     )
     return (x[0], weight[1] * op.arg(6, "groups", 1), *space)
 
 
 @rule("conv1d", "conv2d", "conv3d", shape=conv_shape)
 def conv(tracker: ChannelTracker, op: Op) -> None:
-    """Makes channels on axis 1, reads those of axis 1. With groups, whole conv groups are kept or dropped."""
+    """Makes channels on axis 1, reads those of axis 1. With groups, whole conv groups are kept or
+    dropped.
+    """
     _convolution(tracker, op, groups=op.arg(6, "groups", 1), transposed=False)
 
 
@@ -112,13 +132,17 @@ def _convolution(tracker: ChannelTracker, op: Op, *, groups: int, transposed: bo
 
 
 def _computed(tracker: ChannelTracker, op: Op, inputs: Map | None, count: int) -> Map:
-    """A weight made in the forward pass (weight norm, standardised or generated weights) fixes both of its sides."""
+    """A weight made in the forward pass (weight norm, standardised or generated weights) fixes
+    both of its sides.
+    """
     reason = f"the weight of {op.name} (op {op.index}) is computed in the forward pass"
     tracker.freeze(inputs, reason)
     for value in op.inputs[1:]:
         tracker.freeze(tracker.map(value), reason)
         tracker.fix(value, reason)
-    outputs = tracker.new(count, tracker.layer_behind(op.inputs[1]) or f"{op.name} (op {op.index})")
+    outputs = tracker.new(
+        count, tracker.layer_behind(op.inputs[1]) or f"{op.name} (op {op.index})"
+    )
     tracker.freeze(outputs, reason)
     return outputs
 
@@ -126,7 +150,11 @@ def _computed(tracker: ChannelTracker, op: Op, inputs: Map | None, count: int) -
 def _outputs(tracker: ChannelTracker, weight: Value, dim: int, count: int) -> Map:
     """New channels; those of the first use where the layer is used again."""
     before = tracker.reused(weight, dim)
-    return before if before is not None else tracker.new(count, weight.name.rpartition(".")[0] or weight.name)
+    return (
+        before
+        if before is not None
+        else tracker.new(count, weight.name.rpartition(".")[0] or weight.name)
+    )
 
 
 def _width(op: Op, groups: int) -> int:
@@ -136,9 +164,11 @@ def _width(op: Op, groups: int) -> int:
 
 
 def _by_whole_groups(tracker: ChannelTracker, op: Op, inputs: Map, groups: int) -> bool:
-    """Whether conv groups are dropped whole, or every one of them gets narrower: whichever gives more choice.
+    """Whether conv groups are dropped whole, or every one of them gets narrower: whichever gives
+    more choice.
 
-    A pruned layer goes on as it began, so that the channel groups of gradual pruning stay the same.
+    A pruned layer goes on as it began, so that the channel groups of gradual pruning stay the
+    same.
     """
     weight = op.inputs[1]
     module = tracker.owner(weight)
@@ -154,7 +184,8 @@ def _by_whole_groups(tracker: ChannelTracker, op: Op, inputs: Map, groups: int) 
 def _whole_groups(tracker: ChannelTracker, op: Op, inputs: Map, groups: int) -> Map:
     """Conv group j reads its own inputs only: all of them and all its outputs are one unit.
 
-    The dimension that the weight shares between groups keeps its size; the other one holds the units.
+    The dimension that the weight shares between groups keeps its size; the other one holds the
+    units.
     """
     weight = op.inputs[1]
     outputs = _outputs(tracker, weight, -1, _width(op, groups))
@@ -162,7 +193,9 @@ def _whole_groups(tracker: ChannelTracker, op: Op, inputs: Map, groups: int) -> 
     # Dimension 0 of the weight is the outputs of a convolution, the inputs of a transposed one.
     tracker.slot("group", 0, inputs if op.name.startswith("conv_transpose") else outputs, weight)
     tracker.slot("bias", 0, outputs, op.arg(2, "bias"))
-    tracker.tie_rows(np.concatenate([inputs.reshape(groups, -1), outputs.reshape(groups, -1)], axis=1))
+    tracker.tie_rows(
+        np.concatenate([inputs.reshape(groups, -1), outputs.reshape(groups, -1)], axis=1)
+    )
     if isinstance(groups, TracedDim):
         reason = f"{op.name} (op {op.index}) has another number of groups than these"
         tracker.follow(groups, outputs.reshape(groups, -1)[:, 0], reason)
@@ -174,7 +207,8 @@ def _within_groups(
 ) -> tuple[Map, Map | None]:
     """Channel j of every conv group is one unit, on either side; the number of groups stays.
 
-    Of the dimension that the weight shares between groups, the first group's channels stand for all.
+    Of the dimension that the weight shares between groups, the first group's channels stand for
+    all.
     """
     weight = op.inputs[1]
     outputs = _outputs(tracker, weight, -1, _width(op, groups))
@@ -197,7 +231,9 @@ def linear_shape(op: Op) -> tuple[int, ...]:
     if len(weight) != 2:
         return x[:-1]
     if x[-1] != weight[1]:
-        raise GraphError(f"linear (op {op.index}): expects {weight[1]} input features, got {x[-1]}")
+        raise GraphError(
+            f"linear (op {op.index}): expects {weight[1]} input features, got {x[-1]}"
+        )
     return (*x[:-1], weight[0])
 
 
@@ -251,7 +287,9 @@ def addmm(tracker: ChannelTracker, op: Op) -> None:
 def embedding(tracker: ChannelTracker, op: Op) -> None:
     """Makes the last axis; what is looked up is no channel."""
     weight = op.inputs[1]
-    tracker.freeze(tracker.map(op.inputs[0]), f"embedding (op {op.index}) reads them as row numbers")
+    tracker.freeze(
+        tracker.map(op.inputs[0]), f"embedding (op {op.index}) reads them as row numbers"
+    )
     if weight.source != "parameter" or op.arg(3, "max_norm") is not None:
         tracker.stop(op, f"embedding (op {op.index}) normalises or computes its rows")
         return

@@ -1,4 +1,6 @@
-"""Ops that treat every channel alone: activations, normalisation with fixed statistics, pooling, dropout, resizing."""
+"""Ops that treat every channel alone: activations, normalisation with fixed statistics, pooling,
+dropout, resizing.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,105 @@ def same_shape(op: Op) -> tuple[int, ...]:
     return op.inputs[0].shape
 
 
-UNARY = (
-    "relu relu6 leaky_relu elu selu celu silu mish gelu hardswish hardsigmoid hardtanh sigmoid tanh softplus "
-    "softsign softshrink hardshrink tanhshrink logsigmoid threshold rrelu dropout alpha_dropout dropout1d dropout2d "
-    "dropout3d feature_alpha_dropout feature_dropout neg abs positive exp expm1 log log1p log2 log10 sqrt rsqrt "
-    "square reciprocal sin cos tan atan erf erfc sign round floor ceil trunc frac clamp clip clamp_min clamp_max "
-    "contiguous clone detach nan_to_num requires_grad data fill zero alias identity logit bernoulli"
-).split()
+UNARY = [
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "silu",
+    "mish",
+    "gelu",
+    "hardswish",
+    "hardsigmoid",
+    "hardtanh",
+    "sigmoid",
+    "tanh",
+    "softplus",
+    "softsign",
+    "softshrink",
+    "hardshrink",
+    "tanhshrink",
+    "logsigmoid",
+    "threshold",
+    "rrelu",
+    "dropout",
+    "alpha_dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "feature_alpha_dropout",
+    "feature_dropout",
+    "neg",
+    "abs",
+    "positive",
+    "exp",
+    "expm1",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "sqrt",
+    "rsqrt",
+    "square",
+    "reciprocal",
+    "sin",
+    "cos",
+    "tan",
+    "atan",
+    "erf",
+    "erfc",
+    "sign",
+    "round",
+    "floor",
+    "ceil",
+    "trunc",
+    "frac",
+    "clamp",
+    "clip",
+    "clamp_min",
+    "clamp_max",
+    "contiguous",
+    "clone",
+    "detach",
+    "nan_to_num",
+    "requires_grad",
+    "data",
+    "fill",
+    "zero",
+    "alias",
+    "identity",
+    "logit",
+    "bernoulli",
+]
 
 # The meta device knows the type that comes out.
-TYPED = (
-    "float half double bfloat16 int long bool to type type_as cpu cuda zeros_like ones_like empty_like rand_like "
-    "randn_like full_like logical_not isnan isinf isfinite bitwise_not"
-).split()
+TYPED = [
+    "float",
+    "half",
+    "double",
+    "bfloat16",
+    "int",
+    "long",
+    "bool",
+    "to",
+    "type",
+    "type_as",
+    "cpu",
+    "cuda",
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+    "rand_like",
+    "randn_like",
+    "full_like",
+    "logical_not",
+    "isnan",
+    "isinf",
+    "isfinite",
+    "bitwise_not",
+]
 
 
 @rule(*TYPED)
@@ -47,14 +135,18 @@ def unary(tracker: ChannelTracker, op: Op) -> None:
         tracker.maps[op.outputs[0].id] = ids
         return
     for extra in op.inputs[1:]:
-        tracker.freeze(tracker.map(extra), f"{op.name} (op {op.index}) has no rule for a second tensor")
+        tracker.freeze(
+            tracker.map(extra), f"{op.name} (op {op.index}) has no rule for a second tensor"
+        )
         tracker.fix(extra, f"{op.name} (op {op.index}) computes with it")
     tracker.pass_on(op, ids)
 
 
 @rule("batch_norm", "instance_norm", shape=same_shape)
 def per_channel_norm(tracker: ChannelTracker, op: Op) -> None:
-    """Scale, shift and statistics follow the channels of axis 1; a selected norm reads only some of them."""
+    """Scale, shift and statistics follow the channels of axis 1; a selected norm reads only some
+    of them.
+    """
     mean, var = op.arg(1, "running_mean"), op.arg(2, "running_var")
     weight, bias = op.arg(3, "weight"), op.arg(4, "bias")
     x = op.inputs[0]
@@ -93,7 +185,9 @@ class _Named:
 
 @rule("group_norm", shape=same_shape)
 def group_norm(tracker: ChannelTracker, op: Op) -> None:
-    """Whole normalisation groups are kept or dropped: within one, every channel is in the others' statistics."""
+    """Whole normalisation groups are kept or dropped: within one, every channel is in the others'
+    statistics.
+    """
     x, groups = op.inputs[0], int(op.arg(1, "num_groups"))
     weight, bias = op.arg(2, "weight"), op.arg(3, "bias")
     channels = tracker.axis(x, 1, op)
@@ -111,7 +205,9 @@ def group_norm(tracker: ChannelTracker, op: Op) -> None:
 
 @rule("layer_norm", "rms_norm", shape=same_shape)
 def layer_norm(tracker: ChannelTracker, op: Op) -> None:
-    """Channels that are normalised over are frozen: dropping one changes the statistics of the others."""
+    """Channels that are normalised over are frozen: dropping one changes the statistics of the
+    others.
+    """
     x = op.inputs[0]
     ids = tracker.map(x)
     if ids is not None:
@@ -134,7 +230,18 @@ def across_channels(tracker: ChannelTracker, op: Op) -> None:
     tracker.stop(op, f"{op.name} computes across these channels")
 
 
-@rule("softmax", "log_softmax", "softmin", "gumbel_softmax", "cumsum", "cumprod", "sort", "argsort", "flip", "cummax")
+@rule(
+    "softmax",
+    "log_softmax",
+    "softmin",
+    "gumbel_softmax",
+    "cumsum",
+    "cumprod",
+    "sort",
+    "argsort",
+    "flip",
+    "cummax",
+)
 @rule("topk", "logcumsumexp")
 def along_one_axis(tracker: ChannelTracker, op: Op) -> None:
     """Fine along other axes; along the channel axis every channel depends on the others."""
@@ -188,7 +295,10 @@ def adaptive_shape(op: Op) -> tuple[int, ...] | None:
     if op.name.startswith("adaptive_max") and op.arg(2, "return_indices", False):
         return None
     have = shape[-count:]
-    return (*shape[:-count], *(int(h if w is None else w) for w, h in zip(want, have, strict=True)))
+    return (
+        *shape[:-count],
+        *(int(h if w is None else w) for w, h in zip(want, have, strict=True)),
+    )
 
 
 def _spatial(tracker: ChannelTracker, op: Op, count: int) -> None:
@@ -200,9 +310,20 @@ def _spatial(tracker: ChannelTracker, op: Op, count: int) -> None:
 
 
 @rule(*(f"{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3)), shape=pool_shape)
-@rule(*(f"adaptive_{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3)), shape=adaptive_shape)
-@rule("lp_pool1d", "lp_pool2d", "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices")
-@rule("adaptive_max_pool1d_with_indices", "adaptive_max_pool2d_with_indices", "fractional_max_pool2d")
+@rule(
+    *(f"adaptive_{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3)),
+    shape=adaptive_shape,
+)
+@rule(
+    "lp_pool1d",
+    "lp_pool2d",
+    "max_pool1d_with_indices",
+    "max_pool2d_with_indices",
+    "max_pool3d_with_indices",
+)
+@rule(
+    "adaptive_max_pool1d_with_indices", "adaptive_max_pool2d_with_indices", "fractional_max_pool2d"
+)
 def pool(tracker: ChannelTracker, op: Op) -> None:
     """Channels pass through."""
     digits = [c for c in op.name if c.isdigit()]

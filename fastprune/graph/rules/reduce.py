@@ -41,12 +41,37 @@ def reduced_shape(op: Op) -> Any:
 
 
 @rule(
-    *"mean sum amax amin logsumexp prod max min median norm vector_norm var std argmax argmin any all count_nonzero "
-    "nansum nanmean mode quantile kthvalue".split(),
+    *[
+        "mean",
+        "sum",
+        "amax",
+        "amin",
+        "logsumexp",
+        "prod",
+        "max",
+        "min",
+        "median",
+        "norm",
+        "vector_norm",
+        "var",
+        "std",
+        "argmax",
+        "argmin",
+        "any",
+        "all",
+        "count_nonzero",
+        "nansum",
+        "nanmean",
+        "mode",
+        "quantile",
+        "kthvalue",
+    ],
     shape=reduced_shape,
 )
 def reduction(tracker: ChannelTracker, op: Op) -> None:
-    """Over space or batch the channels stay; over the channel axis each counts, so they are frozen."""
+    """Over space or batch the channels stay; over the channel axis each counts, so they are
+    frozen.
+    """
     if len(op.inputs) > 1:  # max(a, b) is elementwise
         from fastprune.graph.rules.combine import elementwise
 

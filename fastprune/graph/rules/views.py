@@ -1,25 +1,26 @@
 """Ops that only rearrange: the same view is taken of the channel map.
 
-After pruning, the kept positions must still form a rectangle, and hard-coded sizes must still be right. Each rule
-ties what keeps the rectangle, and freezes what a hard-coded size nails down.
+After pruning, the kept positions must still form a rectangle, and hard-coded sizes must still be
+right. Each rule ties what keeps the rectangle, and freezes what a hard-coded size nails down.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from fastprune.graph.channels import FIXED, ChannelTracker, Map, along
-from fastprune.graph.program import Op, TracedDim, Value
+from fastprune.graph.program import Op, TracedDim
 from fastprune.graph.rules._table import CREATION, rule
 
 __all__ = ["follow", "native_map"]
 
 
 def native_map(tracker: ChannelTracker, op: Op) -> Map | None:
-    """The map of the first input; a bare vector gets one, another parameter that is viewed before use is fixed."""
+    """The map of the first input; a bare vector gets one, another parameter that is viewed before
+    use is fixed.
+    """
     source = op.inputs[0]
     ids = tracker.map(source)
     if ids is None:
@@ -30,7 +31,9 @@ def native_map(tracker: ChannelTracker, op: Op) -> Map | None:
 
 
 def _sizes(op: Op) -> list[Any]:
-    given: Any = op.args[1:] if len(op.args) > 1 else op.kwargs.get("shape", op.kwargs.get("size", ()))
+    given: Any = (
+        op.args[1:] if len(op.args) > 1 else op.kwargs.get("shape", op.kwargs.get("size", ()))
+    )
     if len(given) == 1 and isinstance(given[0], (tuple, list)):
         given = given[0]
     return list(given)
@@ -89,7 +92,12 @@ def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[range
 
 
 def _reshaped(
-    tracker: ChannelTracker, op: Op, ids: Map, before: tuple[int, ...], after: tuple[int, ...], flexible: list[bool]
+    tracker: ChannelTracker,
+    op: Op,
+    ids: Map,
+    before: tuple[int, ...],
+    after: tuple[int, ...],
+    flexible: list[bool],
 ) -> Map | None:
     expand, target, blocks = list(ids.shape), [1] * len(after), []
     if 0 in before:
@@ -165,7 +173,11 @@ def squeeze(tracker: ChannelTracker, op: Op) -> None:
         return
     shape = op.inputs[0].shape
     dim = op.arg(1, "dim")
-    dims = range(len(shape)) if dim is None else [d % len(shape) for d in (dim if isinstance(dim, tuple) else (dim,))]
+    dims = (
+        range(len(shape))
+        if dim is None
+        else [d % len(shape) for d in (dim if isinstance(dim, tuple) else (dim,))]
+    )
     gone = tuple(d for d in dims if shape[d] == 1)
     if any(ids.shape[d] == 1 and ids.size == 1 and ids.flat[0] != FIXED for d in gone):
         tracker.freeze(ids, f"squeeze (op {op.index}) of a single channel")
@@ -196,7 +208,13 @@ def repeat(tracker: ChannelTracker, op: Op) -> None:
     before = (1,) * (len(after) - len(before)) + before
     if op.name == "roll":
         dims = op.arg(2, "dims")
-        along = range(len(after)) if dims is None else dims if isinstance(dims, (tuple, list)) else (dims,)
+        along = (
+            range(len(after))
+            if dims is None
+            else dims
+            if isinstance(dims, (tuple, list))
+            else (dims,)
+        )
         if any(ids.shape[d] > 1 for d in along):
             tracker.freeze(ids, f"roll (op {op.index}) moves these channels by a fixed number")
         tracker.pass_on(op, ids)
@@ -221,7 +239,7 @@ def pad_shape(op: Op) -> tuple[int, ...]:
 
 @rule("pad", shape=pad_shape)
 def pad(tracker: ChannelTracker, op: Op) -> None:
-    """Padding on the channel axis adds positions that are never dropped (the option-A shortcut)."""
+    """Padding on the channel axis adds positions that are never dropped (option-A shortcut)."""
     ids = native_map(tracker, op)
     if ids is None:
         return
@@ -232,7 +250,7 @@ def pad(tracker: ChannelTracker, op: Op) -> None:
         low, high = int(amounts[i]), int(amounts[i + 1])
         for amount in amounts[i : i + 2]:
             tracker.follow(amount, None, f"pad (op {op.index}) needs their number")
-        if ids.shape[axis] == 1 and op.inputs[0].shape[axis] > 1 or low == high == 0:
+        if (ids.shape[axis] == 1 and op.inputs[0].shape[axis] > 1) or low == high == 0:
             continue
         if min(low, high) < 0 or mode != "constant":
             tracker.stop(op, f"pad (op {op.index}) changes these channels")
@@ -292,7 +310,9 @@ def pixel_unshuffle(tracker: ChannelTracker, op: Op) -> None:
 
 @rule("unfold")
 def unfold(tracker: ChannelTracker, op: Op) -> None:
-    """``F.unfold``: one channel becomes as many rows as the window has pixels; ``Tensor.unfold`` is another op."""
+    """``F.unfold``: one channel becomes as many rows as the window has pixels; ``Tensor.unfold``
+    is another op.
+    """
     x, made = op.inputs[0], op.outputs[0]
     channels = tracker.axis(x, 1, op) if len(made.shape) == 3 else None
     if channels is None:
@@ -305,12 +325,16 @@ def unfold(tracker: ChannelTracker, op: Op) -> None:
 def uniform(tracker: ChannelTracker, op: Op) -> None:
     """Equal elements: where a size is the number of some channels, they are those channels."""
     made = op.outputs[0]
-    sizes = [s for s in _flat((*op.args, *op.kwargs.values())) if isinstance(s, int) and not isinstance(s, bool)]
+    sizes = [
+        s
+        for s in _flat((*op.args, *op.kwargs.values()))
+        if isinstance(s, int) and not isinstance(s, bool)
+    ]
     reason = f"{op.name} (op {op.index}) needs their number"
     counted = {axis: tracker.counted(s) for axis, s in enumerate(sizes[: len(made.shape)])}
     counted = {axis: terms for axis, terms in counted.items() if terms}
     if len(counted) == 1:
-        (axis, terms), = counted.items()
+        ((axis, terms),) = counted.items()
         if len(terms) == 1 and terms[0][0] == 1 and len(terms[0][1]) == made.shape[axis]:
             shape = [1] * len(made.shape)
             shape[axis] = -1
