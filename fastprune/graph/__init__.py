@@ -1,7 +1,8 @@
 """What a network does with channels: trace, groups, plan, surgery, cost, budget."""
 
 from fastprune.graph.budget import solve
-from fastprune.graph.groups import ChannelGraph, ChannelGroup, Slot, Unprunable, trace
+from fastprune.graph.channel_graph import ChannelGraph, ChannelGroup, Slot, Unprunable
+from fastprune.graph.groups import trace
 from fastprune.graph.plan import PruningPlan
 from fastprune.graph.surgery import apply_plan, mask_plan
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastprune.errors import BudgetError, PlanError, nearest
-from fastprune.graph.groups import ChannelGraph
+from fastprune.graph.channel_graph import ChannelGraph
 from fastprune.graph.plan import PruningPlan
 from fastprune.records import Budget, Metric
 
@@ -101,10 +101,7 @@ def solve(
         raise BudgetError("budget: got none; expected a budget such as {'macs': 0.5}, or ratios")
     values = _scores(graph, scores)
     problem = _problem(graph, values, round_to, min_channels, ratios, keep)
-    order = [
-        np.argsort(values[i], kind="stable") if values[i] is not None else None
-        for i in range(len(values))
-    ]
+    order = [None if score is None else np.argsort(score, kind="stable") for score in values]
     if budget is None:
         widths = np.where(problem.fixed >= 0, problem.fixed, problem.sizes)
         return _plan(graph, order, widths)
@@ -127,7 +124,7 @@ def solve(
             return False
         if latency is None or measure is None:
             return True
-        return measure(_plan(graph, order, widths)) <= latency.absolute(full_ms)
+        return bool(measure(_plan(graph, order, widths)) <= latency.absolute(full_ms))
 
     unpruned = np.where(problem.fixed >= 0, problem.fixed, problem.sizes)
     if fits(unpruned):
@@ -299,7 +296,7 @@ def _classes(
         )
     classes = []
     for groups in members.values():
-        score = np.concatenate([values[i] for i in groups])  # type: ignore[misc]
+        score = np.concatenate([values[i] for i in groups])
         owner = np.concatenate([np.full(len(values[i]), i) for i in groups])  # type: ignore[arg-type]
         order = np.argsort(score, kind="stable")
         classes.append((owner[order], score[order]))

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastprune.graph.channels import Map
 from fastprune.records import Cost
 
-__all__ = ["CostModel", "Costs", "build_cost_model"]
+if TYPE_CHECKING:
+    from fastprune.graph.channel_graph import ChannelGraph
+
+__all__ = ["CostModel", "Costs", "cost_model_of"]
 
 Ints = NDArray[np.int64]
 
@@ -94,7 +98,7 @@ class Term(NamedTuple):
     coefficients: tuple[float, float, float, float]
 
 
-def build_cost_model(forms: NDArray[np.float64], terms: Sequence[Term]) -> CostModel:
+def _added_up(forms: NDArray[np.float64], terms: Sequence[Term]) -> CostModel:
     """Adds up the terms with equal forms."""
     if not terms:
         empty = np.zeros(0, np.int64)
@@ -106,3 +110,66 @@ def build_cost_model(forms: NDArray[np.float64], terms: Sequence[Term]) -> CostM
     coefficients = np.zeros((len(unique), 4))
     np.add.at(coefficients, index, np.array([t.coefficients for t in terms], np.float64))
     return CostModel(forms, unique // len(forms), unique % len(forms), coefficients)
+
+
+def cost_model_of(graph: ChannelGraph) -> CostModel:
+    """Every layer and every parameter as a product of two linear forms of the widths."""
+    sizes = np.array([g.channels for g in graph.groups], np.int64)
+    bounds = np.array([g.start for g in graph.groups], np.int64)
+    rows: dict[bytes, int] = {}
+    forms: list[NDArray[np.float64]] = []
+    seen: dict[int, int] = {}
+
+    def add(form: NDArray[np.float64]) -> int:
+        key = form.tobytes()
+        if key not in rows:
+            rows[key] = len(forms)
+            forms.append(form)
+        return rows[key]
+
+    def form_of(channels: Map | None, width: int) -> int:
+        if channels is None:
+            return one
+        if id(channels) in seen:
+            return seen[id(channels)]
+        form = np.zeros(len(sizes) + 1)
+        movable = channels[channels < graph.total]
+        form[0] = len(channels) - len(movable)
+        if len(movable):
+            owner = np.searchsorted(bounds, movable, side="right") - 1
+            form[1:] = np.bincount(owner, minlength=len(sizes)) / sizes
+        seen[id(channels)] = add(form)
+        return seen[id(channels)]
+
+    one = add(np.concatenate([[1.0], np.zeros(len(sizes))]))
+    terms: list[Term] = []
+    for layer in graph.layers:
+        scale = float(layer.positions * layer.kernel)
+        left = form_of(layer.outputs, layer.output_width)
+        right = form_of(layer.inputs, layer.input_width)
+        if layer.outputs is None:
+            scale *= layer.output_width
+        if layer.inputs is None:
+            scale *= layer.input_width
+        terms.append(Term(left, right, (scale, 0.0, 0.0, 0.0)))
+        if layer.kind == "conv":
+            width = 1.0 if layer.outputs is not None else float(layer.output_width)
+            terms.append(Term(left, one, (0.0, 0.0, width, 0.0)))
+    varying: dict[str, dict[int, Map]] = {}
+    for slot in graph.slots:
+        if slot.role != "select":
+            for name in slot.parameters:
+                varying.setdefault(name, {})[slot.dim] = slot.channels
+    for name, value in graph.tensors.items():
+        dims = varying.get(name, {})
+        fixed = 1.0
+        sides = []
+        for dim, size in enumerate(value.shape):
+            if dim in dims:
+                sides.append(form_of(dims[dim], size))
+            else:
+                fixed *= size
+        sides += [one] * (2 - len(sides))
+        counted = fixed if value.source == "parameter" else 0.0
+        terms.append(Term(sides[0], sides[1], (0.0, counted, 0.0, fixed * value.dtype.itemsize)))
+    return _added_up(np.array(forms), terms)

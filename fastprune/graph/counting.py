@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastprune.errors import FastpruneError, nearest
-from fastprune.graph.groups import ChannelGraph
+from fastprune.graph.channel_graph import ChannelGraph
 from fastprune.graph.plan import PruningPlan
 from fastprune.graph.program import Op, Value
 from fastprune.records import Cost

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from fastprune.errors import GraphError, PlanError
+from fastprune.graph.channel_graph import ChannelGraph
 from fastprune.graph.counting import pruned_shape
-from fastprune.graph.groups import ChannelGraph
 from fastprune.graph.plan import PruningPlan
 from fastprune.graph.program import Op, Program
 from fastprune.graph.rules import ARITHMETIC, GROUPING
@@ -112,7 +113,7 @@ def mask_plan(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Mo
         with torch.no_grad():
             tensor.mul_(mask)
         if tensor.requires_grad:
-            tensor.register_hook(lambda gradient, mask=mask: gradient * mask)
+            tensor.register_hook(partial(torch.mul, mask))  # type: ignore[no-untyped-call]
     return masked
 
 
@@ -211,8 +212,9 @@ def _update_sizes(
 
 
 def _update_convolution(old: _ConvNd, new: _ConvNd, whole: bool) -> None:
-    if not isinstance(new.weight, Tensor):
-        return
+    weight: object = new.weight
+    if not isinstance(weight, Tensor):
+        return  # computed by a parametrization, which was left whole
     lead, per_group = new.weight.shape[0], new.weight.shape[1]
     if whole:
         new.groups = old.groups * lead // old.weight.shape[0]

@@ -177,7 +177,7 @@ def _by_whole_groups(tracker: ChannelTracker, op: Op, inputs: Map, groups: int) 
         return False
     before = getattr(module, GROUPING, None)
     if before is not None:
-        return before == "whole"
+        return bool(before == "whole")
     return groups >= min(inputs.size, _width(op, groups)) // groups
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastprune.graph.channels import ChannelTracker
-from fastprune.graph.program import Op
+from fastprune.graph.program import Op, Value
 from fastprune.graph.rules._table import rule
 
 __all__: list[str] = []
@@ -162,7 +162,8 @@ def per_channel_norm(tracker: ChannelTracker, op: Op) -> None:
         name = (weight if weight is not None else mean).name.rpartition(".")[0]
         tracker.freeze(ids, f"read through a channel select at {name}")
         channels = tracker.new(x.shape[1], name)
-        tracker.slot("select", 1, channels, _Named(name))
+        # The slot names the module, where others name a parameter.
+        tracker.slot("select", 1, channels, Value(-1, (1,), x.dtype, "buffer", name))
         shape = [1] * len(x.shape)
         shape[1] = -1
         ids = channels.reshape(shape)
@@ -171,16 +172,6 @@ def per_channel_norm(tracker: ChannelTracker, op: Op) -> None:
     tracker.slot("scale", 0, channels, weight)
     tracker.slot("norm", 0, channels, bias, mean, var)
     tracker.pass_on(op, ids)
-
-
-class _Named:
-    """Stands for a module in a slot, where others name a parameter."""
-
-    source = "buffer"
-    shape = (1,)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
 
 
 @rule("group_norm", shape=same_shape)
