@@ -343,7 +343,11 @@ def test_bugs_keep_their_traceback(config: Path, monkeypatch: pytest.MonkeyPatch
 def test_control_c_says_how_to_go_on(config: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fastprune", "run", str(config), "--out", str(tmp_path / "a")]
     process = subprocess.Popen(
-        [*command, "baseline.epochs=100000"], stderr=subprocess.PIPE, text=True
+        [*command, "baseline.epochs=100000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts background jobs, and so perhaps these tests, with the signal ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     metrics = tmp_path / "a/work/baseline/metrics.jsonl"
     deadline = time.monotonic() + 60
