@@ -37,12 +37,10 @@ def conv_shape(op: Op) -> tuple[int, ...] | None:
             stride.__class__ is padding.__class__ is dilation.__class__ is tuple
             and len(padding) == 2
         ):
-            return (
-                x[0],
-                weight[0],
-                (x[2] + 2 * padding[0] - dilation[0] * (weight[2] - 1) - 1) // stride[0] + 1,
-                (x[3] + 2 * padding[1] - dilation[1] * (weight[3] - 1) - 1) // stride[1] + 1,
-            )
+            height = (x[2] + 2 * padding[0] - dilation[0] * (weight[2] - 1) - 1) // stride[0] + 1
+            width = (x[3] + 2 * padding[1] - dilation[1] * (weight[3] - 1) - 1) // stride[1] + 1
+            if height > 0 and width > 0:
+                return (x[0], weight[0], height, width)
     if len(x) != count + 2:
         return None  # without a batch: the meta device knows
     if x[1] != weight[1] * groups:
@@ -63,7 +61,12 @@ def conv_shape(op: Op) -> tuple[int, ...] | None:
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, p, d, k, s in zip(x[2:], padding, dilation, weight[2:], stride, strict=True)
     ]
-    return (x[0], weight[0], *space) if min(space) > 0 else None
+    if min(space) <= 0:
+        raise GraphError(
+            f"{op.name} (op {op.index}): the kernel {list(weight[2:])} is larger than the padded "
+            f"input {list(x[2:])}"
+        )
+    return (x[0], weight[0], *space)
 
 
 def transposed_shape(op: Op) -> tuple[int, ...] | None:
