@@ -22,4 +22,4 @@ def batch_norm_scale(model: nn.Module, graph: ChannelGraph) -> Scores:
     def magnitude(parameter: Tensor, dim: int, name: str) -> Tensor:
         return parameter.abs()
 
-    return join_slots(model, graph, magnitude, roles=("scale",), normalize=False)
+    return join_slots(model, graph, magnitude, roles=("scale", "selected scale"), normalize=False)

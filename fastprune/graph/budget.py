@@ -312,7 +312,7 @@ def _structure(graph: ChannelGraph, name: str) -> tuple[Any, ...]:
     """What makes two groups alike: roles and kernel shapes of their slots, whatever the widths."""
     rows = []
     for slot in graph.group_slots(name):
-        if slot.role != "select":
+        if slot.role not in ("select", "selected scale"):
             shape = tuple(graph.tensors[slot.parameters[0]].shape)
             rows.append((slot.role, slot.dim, shape[2:], len(shape)))
     return tuple(sorted(rows))

@@ -32,7 +32,8 @@ class Slot(NamedTuple):
         role: ``out`` and ``in`` side of a weight, ``group`` side of a grouped convolution's
             weight, ``bias``, ``scale`` (the γ of a norm layer), ``norm`` (its other vectors),
             ``shift`` (a bare parameter), ``divisor`` (a bare one that is divided by), ``index``
-            and ``select`` (selections).
+            and ``select`` (selections), ``selected scale`` (the γ a selection is judged by; stays
+            whole).
         channels: int64 ``[size of the dimension]``, the channel's number in the whole graph
             (``group.start + index in the group``), or ``graph.total`` where nothing can be
             dropped.

@@ -157,7 +157,7 @@ def cost_model_of(graph: ChannelGraph) -> CostModel:
             terms.append(Term(left, one, (0.0, 0.0, width, 0.0)))
     varying: dict[str, dict[int, Map]] = {}
     for slot in graph.slots:
-        if slot.role != "select":
+        if slot.role not in ("select", "selected scale"):
             for name in slot.parameters:
                 varying.setdefault(name, {})[slot.dim] = slot.channels
     for name, value in graph.tensors.items():

@@ -21,7 +21,7 @@ from fastprune.errors import GraphError, PlanError
 from fastprune.graph.channel_graph import ChannelGraph
 from fastprune.graph.counting import pruned_shape
 from fastprune.graph.plan import PruningPlan
-from fastprune.graph.program import Op, Program
+from fastprune.graph.program import Op, Program, Value
 from fastprune.graph.rules import ARITHMETIC, GROUPING
 from fastprune.graph.trace import trace_program
 from fastprune.nn import ChannelSelect
@@ -100,7 +100,7 @@ def mask_plan(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Mo
     masks: dict[str, Tensor] = {}
     for slot in graph.slots:
         kept = stays[slot.channels]
-        if slot.role in ("index", "select", "divisor") or kept.all():
+        if slot.role in ("index", "select", "selected scale", "divisor") or kept.all():
             continue
         for name in slot.parameters:
             tensor = tensors[name]
@@ -157,7 +157,7 @@ def _cuts(
         for name in slot.parameters:
             if slot.role == "select":
                 selects[name] = index
-            else:
+            elif slot.role != "selected scale":
                 cuts.setdefault(name, {})[slot.dim] = index
     return cuts, selects
 
@@ -225,7 +225,7 @@ def _update_convolution(old: _ConvNd, new: _ConvNd, whole: bool) -> None:
 
 
 def _insert_select(small: nn.Module, name: str, kept: Tensor) -> None:
-    """Puts a ChannelSelect in front of the norm layer called ``name``."""
+    """Puts a ChannelSelect behind the norm layer called ``name``."""
     parent_name, _, attribute = name.rpartition(".")
     parent = small.get_submodule(parent_name)
     reader = parent._modules[attribute]
@@ -235,7 +235,7 @@ def _insert_select(small: nn.Module, name: str, kept: Tensor) -> None:
         (t.device for t in (*reader.parameters(), *reader.buffers())), torch.device("cpu")
     )
     select = ChannelSelect(kept.to(device))
-    pair = nn.Sequential(OrderedDict(select=select, reader=reader))
+    pair = nn.Sequential(OrderedDict(reader=reader, select=select))
     select.training = pair.training = reader.training
     parent._modules[attribute] = pair
 
@@ -274,18 +274,19 @@ def _verify_run(
         pruned = trace_program(small, graph.example(), training=training)
     except GraphError as problem:
         raise PlanError(f"the pruned network does not run ({problem}); {_HINT}") from problem
-    after = [
-        op
-        for op in pruned.ops
-        if not (selected and op.name == "index_select" and _new_select(op.inputs))
-    ]
+    after: list[tuple[Op, list[Value]]] = []
+    for op in pruned.ops:
+        if selected and op.name == "index_select" and _new_select(op.inputs):
+            after[-1] = (after[-1][0], op.outputs)  # stands for the norm layer it is behind
+        else:
+            after.append((op, op.outputs))
     if len(program.ops) != len(after):
         raise PlanError(
             f"the pruned network runs {len(after)} ops, the unpruned one {len(program.ops)}; "
             f"{_HINT}"
         )
-    for old, new in zip(program.ops, after, strict=True):
-        if old.name != new.name or len(old.outputs) != len(new.outputs):
+    for old, (new, outputs) in zip(program.ops, after, strict=True):
+        if old.name != new.name or len(old.outputs) != len(outputs):
             raise PlanError(
                 f"op {old.index}: the pruned network runs {new.name}, the unpruned one "
                 f"{old.name}; {_HINT}"
@@ -296,7 +297,7 @@ def _verify_run(
                 f"{_numbers(old)} before, "
                 f"a number that depends on how many channels there are; {_HINT}"
             )
-        for made, got in zip(old.outputs, new.outputs, strict=True):
+        for made, got in zip(old.outputs, outputs, strict=True):
             expected = pruned_shape(made.shape, maps[made.id], stays)
             if got.shape != expected:
                 raise PlanError(

@@ -301,7 +301,7 @@ def _strongest_scales(model: nn.Module, graph: ChannelGraph) -> NDArray[np.float
     strongest = np.full(graph.total + 1, np.nan, np.float32)
     for slot in graph.slots:
         for name in slot.parameters:
-            if slot.role == "scale" and name in scales:
+            if slot.role in ("scale", "selected scale") and name in scales:
                 # fmax takes the number where one of the two is NaN.
                 np.fmax.at(strongest, slot.channels, scales[name])
     return strongest[: graph.total]

@@ -12,8 +12,8 @@ class ChannelSelect(nn.Module):
     """Keeps the channels ``index`` of axis 1 and drops the others: ``[N, C, ...] -> [N,
     len(index), ...]``.
 
-    Surgery puts one in front of a reader that needs only some channels of a tensor which others
-    read whole.
+    Surgery puts one behind a norm layer that reads a tensor which others read whole, so that what
+    follows computes with fewer channels.
 
     Args:
         index: int64 ``[kept]``, ascending; a buffer, so it is saved with the network.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastprune.graph.channels import ChannelTracker
+from fastprune.graph.channels import ChannelTracker, Map, RawSlot
 from fastprune.graph.program import Op, Value
 from fastprune.graph.rules._table import rule
 
@@ -159,19 +159,34 @@ def per_channel_norm(tracker: ChannelTracker, op: Op) -> None:
             tracker.pass_on(op, ids)
             return
     if op.index in tracker.selected:
-        name = (weight if weight is not None else mean).name.rpartition(".")[0]
-        tracker.freeze(ids, f"read through a channel select at {name}")
-        channels = tracker.new(x.shape[1], name)
-        # The slot names the module, where others name a parameter.
-        tracker.slot("select", 1, channels, Value(-1, (1,), x.dtype, "buffer", name))
-        shape = [1] * len(x.shape)
-        shape[1] = -1
-        ids = channels.reshape(shape)
-    else:
-        channels = tracker.axis(x, 1, op)  # type: ignore[assignment]
+        _select(tracker, op, weight, mean, ids)
+        return
+    channels = tracker.axis(x, 1, op)
     tracker.slot("scale", 0, channels, weight)
     tracker.slot("norm", 0, channels, bias, mean, var)
     tracker.pass_on(op, ids)
+
+
+def _select(
+    tracker: ChannelTracker, op: Op, weight: Value | None, mean: Value | None, ids: Map | None
+) -> None:
+    """The norm layer stays whole; a ChannelSelect behind it keeps some of its channels, which are
+    new ones. As published: every channel of the tensor that others read keeps its scale.
+    """
+    x, named = op.inputs[0], weight if weight is not None else mean
+    if named is None:
+        tracker.pass_on(op, ids)
+        return
+    name = named.name.rpartition(".")[0]
+    tracker.freeze(ids, f"read through a channel select at {name}")
+    channels = tracker.new(x.shape[1], name)
+    # The slot names the module, where others name a parameter.
+    tracker.slot("select", 1, channels, Value(-1, (1,), x.dtype, "buffer", name))
+    if weight is not None and weight.source == "parameter":
+        tracker.slots.append(RawSlot((weight.name,), 0, "selected scale", channels))
+    shape = [1] * len(x.shape)
+    shape[1] = -1
+    tracker.pass_on(op, channels.reshape(shape))
 
 
 @rule("group_norm", shape=same_shape)
