@@ -161,7 +161,7 @@ class Tracer(TorchFunctionMode):
             else:
                 lifted.append(self._lift_argument(argument, inputs))
         if kwargs:
-            if not _FIRST.keys().isdisjoint(kwargs):
+            if len(inputs) < 2 and not _FIRST.keys().isdisjoint(kwargs):
                 kwargs = dict(sorted(kwargs.items(), key=lambda item: _FIRST.get(item[0], 3)))
             for key, argument in kwargs.items():
                 kind = argument.__class__
