@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -24,7 +25,7 @@ class Entry(Generic[Builder]):
         name: what users write.
         build: the registered callable.
         options: pydantic model of its options, or None where it takes none.
-        summary: first line of the builder's docstring.
+        summary: first sentence of the builder's docstring.
         extra: facts of that kind of plug-in (for instance a network's usual input shape).
     """
 
@@ -64,7 +65,8 @@ class Registry(Generic[Builder]):
         def add(build: Builder) -> Builder:
             if name in self._members and self._members[name].build is not build:
                 raise ValueError(f"{self.kind}: {name!r} is registered twice")
-            doc = (build.__doc__ or "").strip().partition("\n")[0]
+            paragraph = (build.__doc__ or "").strip().partition("\n\n")[0]
+            doc = re.split(r"(?<=\.) ", " ".join(paragraph.split()))[0]
             self._members[name] = Entry(name, build, options, doc, extra)
             return build
 
