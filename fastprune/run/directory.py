@@ -209,7 +209,8 @@ def open_directory(
 
     Args:
         path: the folder.
-        config: what is to be run; the folder must be new, empty or of the very same configuration.
+        config: what is to be run; the folder must be new, empty or of the very same configuration,
+            unless the run there ended before it made anything.
         fresh: remove what an earlier run left (only files that fastprune writes) and start anew.
 
     Raises:
@@ -226,6 +227,8 @@ def open_directory(
             _clear(path)
         for leftover in path.rglob(f"{TEMPORARY}*"):
             leftover.unlink(missing_ok=True)
+        if is_run_directory(path) and not _holds_results(path):
+            _clear(path)
         if is_run_directory(path):
             _refuse_other(path, config)
         else:
@@ -265,6 +268,15 @@ def _refuse_foreign(path: Path) -> None:
             f"{path}: not a run directory and not empty (it holds {sorted(strange)[0]!r}); "
             "choose another --out"
         )
+
+
+def _holds_results(path: Path) -> bool:
+    """Whether a run left more than its configuration: a finished stage or part of one."""
+    made = set(_FILES) - {CONFIG, ENVIRONMENT, LOCK, GRAPH}
+    files = [*(path / _RECORDS).glob("*"), *(path / _WORK).rglob("*")]
+    return any((path / name).exists() for name in made) or any(
+        file.is_file() and file.name != _INPUTS for file in files
+    )
 
 
 def _refuse_other(path: Path, config: RunConfig) -> None:

@@ -68,8 +68,8 @@ def test_the_configuration_and_the_environment_are_written_down(tmp_path: Path) 
 
 
 def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
-    with open_directory(tmp_path, config()):
-        pass
+    with open_directory(tmp_path, config()) as directory:
+        directory.finish("baseline", "inputs", {}, (), 1)
 
     with (
         pytest.raises(ConfigError, match=r"\(seed: 0 there, 1 now\); use --fresh"),
@@ -79,6 +79,29 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path: Pa
     with open_directory(tmp_path, config(seed=1), fresh=True):
         pass
     assert saved_config(tmp_path).seed == 1
+
+
+def test_a_run_that_made_nothing_gives_way_to_a_mended_configuration(tmp_path: Path) -> None:
+    with open_directory(tmp_path, config()) as directory:
+        directory.work("baseline", "inputs")
+
+    with open_directory(tmp_path, config(seed=1)):
+        assert saved_config(tmp_path).seed == 1
+
+
+@pytest.mark.parametrize("name", ["work/baseline/last.pt", "stages/plan.json", "plan.json"])
+def test_a_run_that_made_something_does_not_give_way(tmp_path: Path, name: str) -> None:
+    with open_directory(tmp_path, config()) as directory:
+        directory.work("baseline", "inputs")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+
+    with (
+        pytest.raises(ConfigError, match="another configuration"),
+        open_directory(tmp_path, config(seed=1)),
+    ):
+        pass
+    assert (tmp_path / name).is_file()
 
 
 def test_fresh_removes_what_a_run_left_and_nothing_else(tmp_path: Path) -> None:
@@ -121,8 +144,8 @@ def test_what_a_crash_left_half_written_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_damaged_configuration_is_said(tmp_path: Path) -> None:
-    with open_directory(tmp_path, config()):
-        pass
+    with open_directory(tmp_path, config()) as directory:
+        directory.finish("baseline", "inputs", {}, (), 1)
     (tmp_path / "config.yaml").write_text("model: [")
 
     with (
