@@ -25,13 +25,14 @@ def check_reachable(prune: PruneOptions, graph: ChannelGraph) -> str:
     """What each metric can be brought to, in one line.
 
     Raises:
-        BudgetError: a limit of the budget is out of reach, so that training for it is in vain.
+        BudgetError: the budget is out of reach or met already, so that training for it is in vain.
     """
     table = reachable(
         graph, round_to=prune.round_to, min_channels=prune.min_channels, ratios=prune.ratios
     )
     ranges = {row.metric: row for row in table}
-    for limit in Budget.parse(prune.budget).limits if prune.budget else ():
+    limits = Budget.parse(prune.budget).limits if prune.budget else ()
+    for limit in limits:
         row = ranges.get(limit.metric)
         if row is not None and limit.absolute(row.full) < row.lowest:
             raise BudgetError(
@@ -39,6 +40,14 @@ def check_reachable(prune: PruneOptions, graph: ChannelGraph) -> str:
                 f"given, {limit.metric} can be from {row.lowest:,.6g} to {row.full:,.6g} "
                 f"({row.lowest / row.full:.4f} to 1 of the unpruned network)"
             )
+    known = [(limit, ranges[limit.metric]) for limit in limits if limit.metric in ranges]
+    met = [(limit, row) for limit, row in known if limit.absolute(row.full) >= row.full]
+    if met and len(met) == len(limits) and not prune.ratios:
+        limit, row = met[0]
+        raise BudgetError(
+            f"prune.budget.{limit.metric}: {limit.value:g} is met by the unpruned network "
+            f"({row.full:,.6g}); nothing would be pruned"
+        )
     return ", ".join(f"{row.metric} {row.lowest:,.6g} to {row.full:,.6g}" for row in table)
 
 
