@@ -210,7 +210,8 @@ def print_report(report: Mapping[str, Any]) -> None:
     table = Table("feature maps", "narrowest group", "kept")
     for row in report["narrowest"]:
         table.add_row(row["maps"], row["group"], f"{row['kept']} of {row['of']}")
-    console.print(table)
+    if report["narrowest"]:
+        console.print(table)
     _print_unprunable(console, report["unprunable"])
     seconds = ", ".join(f"{name} {took:.1f} s" for name, took in report["seconds"].items())
     console.print(f"time: {seconds}", soft_wrap=True)
@@ -227,6 +228,8 @@ def _print_unprunable(console: Console, rows: Sequence[Mapping[str, Any]]) -> No
     for reason, names in list(reasons.items())[:_SHOWN]:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         console.print(f"not prunable: {', '.join(names[:3])}{more}: {reason}", soft_wrap=True)
+    if len(reasons) > _SHOWN:
+        console.print(f"not prunable: layers for {len(reasons) - _SHOWN} more reasons")
 
 
 def print_counts(counts: Mapping[str, Any]) -> None:
