@@ -140,7 +140,7 @@ class ChannelTracker:
         if ids is None:
             return None
         axis %= len(value.shape)
-        if ids.size == ids.shape[axis]:
+        if ids.size == ids.shape[axis] == value.shape[axis]:
             return ids.reshape(-1)
         self.freeze(ids, f"{op.name} (op {op.index}) mixes channels along another axis")
         return None

@@ -218,7 +218,7 @@ def _update_convolution(old: _ConvNd, new: _ConvNd, whole: bool) -> None:
     lead, per_group = new.weight.shape[0], new.weight.shape[1]
     if whole:
         new.groups = old.groups * lead // old.weight.shape[0]
-    if old.groups > 1 and min(old.in_channels, old.out_channels) > old.groups:
+    if old.groups > 1 and (min(old.in_channels, old.out_channels) > old.groups or new.groups == 1):
         setattr(new, GROUPING, "whole" if whole else "within")
     sizes = (lead, per_group * new.groups)
     new.in_channels, new.out_channels = sizes if new.transposed else sizes[::-1]

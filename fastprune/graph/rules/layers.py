@@ -120,7 +120,7 @@ def _convolution(tracker: ChannelTracker, op: Op, *, groups: int, transposed: bo
     if weight.source not in ("parameter", "buffer"):
         outputs = _computed(tracker, op, inputs, made.shape[axis])
         inputs = None
-    elif groups == 1:
+    elif groups == 1 and getattr(tracker.owner(weight), GROUPING, None) != "whole":
         outputs = _outputs(tracker, weight, out_dim, made.shape[axis])
         tracker.slot("out", out_dim, outputs, weight)
         tracker.slot("in", in_dim, inputs, weight)
