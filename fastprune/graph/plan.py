@@ -64,6 +64,10 @@ class PruningPlan:
         )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def __str__(self) -> str:
+        dropped = sum(self.channels.get(name, len(k)) - len(k) for name, k in self.keep.items())
+        return f"PruningPlan {self.digest}: {len(self.keep)} groups, {dropped} channels dropped"
+
     def widths(self) -> Widths:
         """Channels that stay, by group."""
         return {name: len(kept) for name, kept in self.keep.items()}

@@ -122,17 +122,17 @@ class Run:
         self.epoch, self.batch = self.epoch + 1, 0
         self._totals = Totals(self._device)
         self._seconds, self._begun = 0.0, time.perf_counter()
-        self.checkpoint_if_due()
+        self.checkpoint_if_due(epoch_closed=True)
         shown = {"top1": train.top1}
         return {**shown, "validation_top1": validation.top1} if validation else shown
 
-    def checkpoint_if_due(self) -> None:
+    def checkpoint_if_due(self, *, epoch_closed: bool = False) -> None:
         """Writes a checkpoint where it is time.
 
         Raises:
             TrainingError: losses or weights are not finite; nothing was written.
         """
-        if not self._store.due():
+        if not self._store.due(epoch_closed=epoch_closed):
             return
         self._guard.check(self._kept)
         check_weights(self._model, self._name, self._kept)

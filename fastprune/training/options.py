@@ -96,8 +96,8 @@ class TrainingOptions(_Options):
     checkpoint_every: float = Field(
         default=300.0,
         ge=0,
-        description="Seconds between checkpoints, in the middle of epochs too; 0 writes one after "
-        "every step.",
+        description="Seconds between checkpoints, in the middle of epochs too; an epoch's end is "
+        "due after a thirtieth of it. 0 writes one after every step.",
     )
     keep: Literal["last", "best"] = Field(
         default="last",
