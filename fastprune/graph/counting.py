@@ -84,7 +84,8 @@ def _layer(graph: ChannelGraph, op: Op, stays: NDArray[np.bool_]) -> tuple[int, 
     shape = _weight_shape(graph, op, stays)
     per_output = math.prod(shape[1:])
     if op.name.startswith("conv_transpose"):
-        # Dimension 0 holds the inputs of all conv groups; where whole groups go, each keeps its own
+        # Dimension 0 holds the inputs of all conv groups; where whole groups go, each keeps its
+        # own.
         whole = any(op.inputs[1].name in s.parameters for s in graph.slots if s.role == "group")
         inputs = op.inputs[1].shape[0] if whole else shape[0]
         per_output = inputs * math.prod(shape[2:]) // int(op.arg(6, "groups", 1))
