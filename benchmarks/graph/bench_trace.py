@@ -31,5 +31,5 @@ def bench_trace(name: str, benchmark: Any, gate: Callable[..., None]) -> None:
     def rival() -> object:
         return tp.DependencyGraph().build_dependency(model, example)
 
-    found = compare(benchmark, ours, rival, rounds=9, calls=5)
+    found = compare(benchmark, ours, rival, rounds=15, calls=5)
     gate(f"trace/{name}", found, rival="torch-pruning", input=list(example.shape))
