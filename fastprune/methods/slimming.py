@@ -31,7 +31,7 @@ from fastprune.training import TrainingOptions, fit
 
 __all__ = ["OnEmpty", "SlimmingOptions", "plan_by_ratio", "slimming"]
 
-OnEmpty = Literal["keep", "identity", "error"]
+OnEmpty = Literal["keep", "error"]
 
 
 class SlimmingOptions(MethodOptions):
@@ -47,8 +47,7 @@ class SlimmingOptions(MethodOptions):
             int(N·ratio) of the sorted |γ|, and channels with |γ| > t stay. None: use
             ``prune.budget``.
         on_empty: what happens to a layer that the rule empties: ``keep`` its channel with the
-            largest |γ|, leave the layer out where a residual connection allows it
-            (``identity``), or ``error``.
+            largest |γ|, or ``error``. (A plan cannot leave out a whole layer.)
         mode: ``cut`` fine-tunes the pruned network; ``masked`` fine-tunes the unpruned one with
             its dropped channels held at zero, and cuts it afterwards.
         scratch: train the pruned structure from fresh weights instead, for as many epochs (``E``)
@@ -311,9 +310,4 @@ def _refuse_empty(group: str, threshold: float, on_empty: OnEmpty) -> None:
     if on_empty == "keep":
         return
     what = f"slimming: every |γ| of group {group!r} is at most the threshold {threshold:.3g}"
-    if on_empty == "identity":
-        raise PlanError(
-            f"{what}, and a plan cannot leave out a whole layer; expected on_empty keep, or a "
-            "smaller ratio"
-        )
     raise PlanError(f"{what}; expected a smaller ratio, or on_empty keep")
