@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "bind.h"
 #include "cpu/simd.h"
 #include "cuda/device.h"
 
@@ -63,4 +64,5 @@ PYBIND11_MODULE(_C, m) {
     m.def("cuda_probe", &fastprune::cuda::probe, py::arg("device"), release_gil(),
           "Run a compiled-in kernel on one device. Raises RuntimeError with CUDA's own words where that fails, for "
           "instance because no code for its architecture was compiled in.");
+    for (const auto bind : fastprune::bindings()) bind(m);
 }

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 __all__ = [
     "ArtifactError",
+    "BackendError",
     "BudgetError",
     "CheckpointError",
     "ConfigError",
@@ -62,6 +63,10 @@ class CheckpointError(FastpruneError):
 
 class ArtifactError(FastpruneError):
     """A saved network cannot be written, found, read, or rebuilt."""
+
+
+class BackendError(FastpruneError):
+    """An implementation of an op was asked for by name and cannot run; the message says why."""
 
 
 class TrainingError(FastpruneError):

@@ -1,0 +1,325 @@
+"""An op: one schema, a reference, and implementations tried in order.
+
+The choice of the implementation sits inside the registered op: a compiled graph holds the op
+alone, so there is no graph break, and an override reaches graphs that were compiled before it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
+
+import torch
+
+from fastprune.errors import BackendError, nearest
+
+__all__ = [
+    "BACKENDS",
+    "DEVICES",
+    "Explanation",
+    "Implementation",
+    "Op",
+    "PublicOp",
+    "Unavailable",
+    "define",
+    "public",
+    "registered",
+    "use_backend",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+Kernel = Callable[..., Any]
+
+BACKENDS = ("cuda", "triton", "cpp", "numba", "reference")
+"""Every kind of implementation, by what it is written in."""
+
+DEVICES = ("cpu", "cuda")
+"""Device types that have implementations beside the reference, which runs everywhere."""
+
+# Kept for the life of the process: the ops are gone when it is.
+_LIBRARY = torch.library.Library("fastprune", "DEF")  # type: ignore[no-untyped-call]
+_OPS: dict[str, Op] = {}
+
+
+class Unavailable(Exception):
+    """An implementation does not load on this machine; the message is the reason."""
+
+
+def _supports_all(*arguments: Any) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation:
+    """One way to compute an op.
+
+    Attributes:
+        backend: one of ``BACKENDS``.
+        device: the device type whose tensors it takes.
+        load: imports and returns the kernel, which takes the op's arguments. Raises Unavailable
+            with the reason, or ImportError.
+        unsupported: given the op's arguments, why the kernel does not take them, or None. It is
+            asked at every call, so it must be cheap.
+    """
+
+    backend: str
+    device: str
+    load: Callable[[], Kernel]
+    unsupported: Callable[..., str | None] = _supports_all
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS or self.device not in DEVICES:
+            raise ValueError(
+                f"expected a backend of {BACKENDS} and a device of {DEVICES}, got "
+                f"{self.backend!r} and {self.device!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Which implementation an op takes for given arguments, and why not the others.
+
+    Attributes:
+        op: its name.
+        device: device type of the tensors.
+        backend: what runs.
+        refused: (backend, reason) of each that comes earlier in the order and does not run, or was
+            not asked for.
+    """
+
+    op: str
+    device: str
+    backend: str
+    refused: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        reasons = "".join(f"; not {backend}: {reason}" for backend, reason in self.refused)
+        return f"{self.op} on {self.device}: {self.backend}{reasons}"
+
+
+class _Explained(Exception):
+    """Carries an explanation out of an op that was called only to be asked."""
+
+    def __init__(self, explanation: Explanation) -> None:
+        self.explanation = explanation
+
+
+class _State:
+    """What was asked for by name, innermost last, and whether calls are only asked about.
+
+    Of the process, not of the thread: backward passes run in threads of autograd's own.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[str | None] = [_known(os.environ.get("FASTPRUNE_BACKEND") or None)]
+        self.explaining = 0
+
+
+def _known(backend: str | None) -> str | None:
+    if backend is not None and backend not in BACKENDS:
+        raise BackendError(f"backend: unknown name {backend!r}{nearest(backend, BACKENDS)}")
+    return backend
+
+
+_state = _State()
+
+
+@contextmanager
+def use_backend(backend: str | None) -> Iterator[None]:
+    """Makes every op run the implementation of one backend inside the ``with`` block.
+
+    The environment variable ``FASTPRUNE_BACKEND``, read when fastprune.ops is imported, does the
+    same for a whole process. An op that has no such implementation, or whose implementation does
+    not take its arguments, raises; nothing else is run instead. Compiled graphs obey too. The
+    setting holds for all threads.
+
+    Args:
+        backend: ``"cuda"``, ``"triton"``, ``"cpp"``, ``"numba"`` or ``"reference"``; None leaves
+            the choice to each op again.
+
+    Raises:
+        BackendError: unknown name.
+    """
+    _state.asked.append(_known(backend))
+    try:
+        yield
+    finally:
+        _state.asked.pop()
+
+
+class Op:
+    """A registered op, ``torch.ops.fastprune.<name>``; `define` makes one."""
+
+    def __init__(
+        self, name: str, reference: Kernel, implementations: Sequence[Implementation]
+    ) -> None:
+        self.name = name
+        self.reference = reference
+        self.implementations = tuple(implementations)
+        self._loaded: dict[tuple[str, str], Kernel | str] = {}
+        self._order: dict[str, tuple[tuple[str, Kernel, Callable[..., str | None]], ...]] = {}
+
+    @functools.cached_property
+    def overload(self) -> Any:
+        """The registered overload, for ``torch.library.opcheck`` and for calls past the checks."""
+        return getattr(torch.ops.fastprune, self.name).default
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.overload(*arguments)
+
+    def run(self, device: str, *arguments: Any) -> Any:
+        """Runs the implementation that is asked for, or the first that takes the arguments.
+
+        Args:
+            device: type of the device that the tensors are on.
+            arguments: of the op, checked.
+
+        Raises:
+            BackendError: the backend asked for cannot run.
+        """
+        if _state.explaining:
+            raise _Explained(self.choose(device, arguments)[0])
+        if _state.asked[-1] is None:
+            for _, kernel, unsupported in self._usable(device):
+                if unsupported(*arguments) is None:
+                    return kernel(*arguments)
+            return self.reference(*arguments)
+        return self.choose(device, arguments)[1](*arguments)
+
+    def choose(self, device: str, arguments: Sequence[Any]) -> tuple[Explanation, Kernel]:
+        """The implementation for the arguments, with the reasons against the others.
+
+        Raises:
+            BackendError: the backend asked for cannot run.
+        """
+        asked = _state.asked[-1]
+        refused: list[tuple[str, str]] = []
+        for implementation in self.of(device):
+            backend = implementation.backend
+            if asked not in (None, backend):
+                refused.append((backend, f"{asked} was asked for"))
+                continue
+            kernel = self.kernel(implementation)
+            reason = kernel if isinstance(kernel, str) else implementation.unsupported(*arguments)
+            if reason is None and not isinstance(kernel, str):
+                return Explanation(self.name, device, backend, tuple(refused)), kernel
+            refused.append((backend, reason or ""))
+        if asked in (None, "reference"):
+            found = Explanation(self.name, device, "reference", tuple(refused))
+            return found, self.reference
+        reasons = [reason for backend, reason in refused if backend == asked]
+        why = reasons[0] if reasons else f"there is no such implementation for {device} tensors"
+        raise BackendError(f"{self.name}: {asked} was asked for and cannot run: {why}")
+
+    def of(self, device: str) -> tuple[Implementation, ...]:
+        """The implementations for a device type in the order of trial, without the reference."""
+        return tuple(i for i in self.implementations if i.device == device)
+
+    def availability(self, device: str) -> list[tuple[str, str | None]]:
+        """(backend, why it does not load here or None) in the order of trial, reference last."""
+        found: list[tuple[str, str | None]] = []
+        for implementation in self.of(device):
+            kernel = self.kernel(implementation)
+            found.append((implementation.backend, kernel if isinstance(kernel, str) else None))
+        return [*found, ("reference", None)]
+
+    def kernel(self, implementation: Implementation) -> Kernel | str:
+        """The loaded kernel, or the reason why it does not load; tried once."""
+        key = (implementation.backend, implementation.device)
+        if key not in self._loaded:
+            try:
+                self._loaded[key] = implementation.load()
+            # OSError: a shared library that is there and cannot be loaded.
+            except (Unavailable, ImportError, OSError) as problem:
+                self._loaded[key] = str(problem).strip().partition("\n")[0]
+        return self._loaded[key]
+
+    def _usable(self, device: str) -> tuple[tuple[str, Kernel, Callable[..., str | None]], ...]:
+        """(backend, kernel, unsupported) of the implementations that load."""
+        if device not in self._order:
+            kernels = [(i, self.kernel(i)) for i in self.of(device)]
+            self._order[device] = tuple(
+                (i.backend, kernel, i.unsupported)
+                for i, kernel in kernels
+                if not isinstance(kernel, str)
+            )
+        return self._order[device]
+
+
+def define(
+    name: str,
+    schema: str,
+    *,
+    fake: Kernel,
+    reference: Kernel,
+    implementations: Sequence[Implementation] = (),
+) -> Op:
+    """Registers an op.
+
+    Where Triton's interpreter is on, the Triton kernels take CPU tensors too, if asked for by
+    name.
+
+    Args:
+        name: becomes ``torch.ops.fastprune.<name>``.
+        schema: arguments and result as ``torch.library`` writes them, ``"(Tensor x, Tensor(a!)
+            counter) -> ()"``; positional arguments alone.
+        fake: gives the result's shape and dtype; it sees no data.
+        reference: the definition, in plain torch; runs on every device.
+        implementations: of each device type, best first.
+    """
+    implementations = list(implementations)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        implementations += [
+            Implementation("triton", "cpu", i.load, i.unsupported)
+            for i in implementations
+            if i.backend == "triton"
+        ]
+    op = Op(name, reference, implementations)
+    # torch's Library has no types.
+    library: Any = _LIBRARY
+    library.define(name + schema, tags=[torch.Tag.pt2_compliant_tag])
+    for device in DEVICES:
+        library.impl(name, functools.partial(op.run, device), device.upper())
+    library.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastprune::{name}", fake, lib=_LIBRARY)
+    _OPS[name] = op
+    return op
+
+
+def registered() -> dict[str, Op]:
+    """Every op by its name, those of imported files."""
+    return dict(sorted(_OPS.items()))
+
+
+class PublicOp(Protocol[P, R_co]):
+    """The checked function of an op, which can also be asked what it would run."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+    def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+        """Which implementation the same call would run, and why not the others; runs nothing."""
+        ...
+
+
+def public(function: Callable[P, R]) -> PublicOp[P, R]:
+    """Decorator of a function that checks its arguments and calls an op: adds ``explain``."""
+
+    def explain(*args: P.args, **kwargs: P.kwargs) -> Explanation:
+        _state.explaining += 1
+        try:
+            with torch.no_grad():
+                function(*args, **kwargs)
+        except _Explained as found:
+            return found.explanation
+        finally:
+            _state.explaining -= 1
+        raise ValueError(f"{function.__name__}: with these arguments there is nothing to compute")
+
+    function.explain = explain  # type: ignore[attr-defined]
+    return cast("PublicOp[P, R]", function)
