@@ -26,6 +26,7 @@ from fastprune.methods import (
     PruneOptions,
     registry,
 )
+from fastprune.ops import gamma_proximal_, gamma_subgradient_
 from fastprune.pruning import measure_latency
 from fastprune.training import TrainingOptions, fit
 
@@ -238,19 +239,13 @@ class _Penalty:
         """After backward: adds s·sign(γ) to each γ's gradient, with sign(0) = 0."""
         scales: list[Tensor] = [n.weight for n in self.norms if n.weight.grad is not None]
         gradients = [scale.grad for scale in scales if scale.grad is not None]
-        with torch.no_grad():
-            torch._foreach_add_(gradients, torch._foreach_sign(scales), alpha=self.strength)
+        gamma_subgradient_(scales, gradients, self.strength)
 
     def proximal(self, learning_rate: float) -> None:
         """After a step: moves each γ towards zero by learning rate · s, and not beyond."""
         # Gradients are gone by now, so what is trained is told by requires_grad.
         scales: list[Tensor] = [n.weight for n in self.norms if n.weight.requires_grad]
-        with torch.no_grad():
-            kept = torch._foreach_abs(scales)
-            torch._foreach_sub_(kept, learning_rate * self.strength)
-            torch._foreach_clamp_min_(kept, 0.0)
-            torch._foreach_sign_(scales)
-            torch._foreach_mul_(scales, kept)
+        gamma_proximal_(scales, learning_rate * self.strength)
 
 
 def _plan_by_budget(context: MethodContext, model: nn.Module) -> PruningPlan:

@@ -6,6 +6,15 @@ print(zero_count.explain(activation))       # what ran, and why not the rest
 """
 
 from fastprune.ops._op import Explanation, registered, use_backend
+from fastprune.ops.gamma_subgradient import gamma_penalty, gamma_proximal_, gamma_subgradient_
 from fastprune.ops.zero_count import zero_count
 
-__all__ = ["Explanation", "registered", "use_backend", "zero_count"]
+__all__ = [
+    "Explanation",
+    "gamma_penalty",
+    "gamma_proximal_",
+    "gamma_subgradient_",
+    "registered",
+    "use_backend",
+    "zero_count",
+]

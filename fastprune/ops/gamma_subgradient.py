@@ -1,0 +1,283 @@
+"""The sparsity penalty s·Σ|γ| on batch norm scales: subgradient, proximal step and sum.
+
+Liu et al., *Learning Efficient Convolutional Networks through Network Slimming*, ICCV 2017. The
+scales of a network are many small tensors (ResNet-50: 53 with 26,560 γ together), so a loop over
+them spends its time in calls; these ops take them all at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastprune.ops._op import define, public
+
+__all__ = ["gamma_penalty", "gamma_proximal_", "gamma_subgradient_"]
+
+# s of layer i is strengths[i], or strengths[0] where there is one for all, times factors[i] or
+# factors[0] if factors are given. The first are part of the call, the second are read by the
+# kernel on the device: a captured CUDA graph sees their present values.
+
+
+def _each(
+    strengths: Sequence[float], factors: Tensor | None, layers: int
+) -> list[tuple[float, Tensor | None]]:
+    """(strength, factor) of each layer."""
+    numbers = list(strengths) * (layers if len(strengths) == 1 else 1)
+    if factors is None:
+        return [(number, None) for number in numbers]
+    return list(zip(numbers, factors.expand(layers).unbind(), strict=True))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """What is calculated in: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _subgradient_reference(
+    scales: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    strengths: Sequence[float],
+    factors: Tensor | None,
+) -> None:
+    signs = torch._foreach_sign(list(scales))
+    if factors is None and len(strengths) == 1:
+        torch._foreach_add_(list(gradients), signs, alpha=strengths[0])
+        return
+    each = _each(strengths, factors, len(scales))
+    for gradient, sign, (strength, factor) in zip(gradients, signs, each, strict=True):
+        if factor is None:
+            gradient.add_(sign, alpha=strength)
+        else:
+            gradient.add_(sign.to(_wide(sign.dtype)) * factor, alpha=strength)
+
+
+def _proximal_reference(
+    scales: Sequence[Tensor], thresholds: Sequence[float], factors: Tensor | None
+) -> None:
+    left = torch._foreach_abs(list(scales))
+    if factors is None and len(thresholds) == 1:
+        torch._foreach_sub_(left, thresholds[0])
+    elif factors is None:
+        torch._foreach_sub_(left, list(thresholds))
+    else:
+        for magnitude, (threshold, factor) in zip(
+            left, _each(thresholds, factors, len(scales)), strict=True
+        ):
+            assert factor is not None
+            magnitude.sub_(factor.to(_wide(magnitude.dtype)).expand_as(magnitude), alpha=threshold)
+    torch._foreach_clamp_min_(left, 0.0)
+    torch._foreach_sign_(list(scales))
+    torch._foreach_mul_(list(scales), left)
+
+
+def _sum_dtype(scales: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if any(s.dtype == torch.float64 for s in scales) else torch.float32
+
+
+def _penalty_reference(scales: Sequence[Tensor]) -> Tensor:
+    dtype = _sum_dtype(scales)
+    return torch.stack([s.abs().sum(dtype=dtype) for s in scales]).sum()
+
+
+def _subgradient_fake(
+    scales: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    strengths: Sequence[float],
+    factors: Tensor | None,
+) -> None:
+    return None
+
+
+def _proximal_fake(
+    scales: Sequence[Tensor], thresholds: Sequence[float], factors: Tensor | None
+) -> None:
+    return None
+
+
+def _penalty_fake(scales: Sequence[Tensor]) -> Tensor:
+    return scales[0].new_empty((), dtype=_sum_dtype(scales))
+
+
+_subgradient = define(
+    "gamma_subgradient_",
+    "(Tensor[] scales, Tensor(a!)[] gradients, float[] strengths, Tensor? factors) -> ()",
+    fake=_subgradient_fake,
+    reference=_subgradient_reference,
+)
+
+_proximal = define(
+    "gamma_proximal_",
+    "(Tensor(a!)[] scales, float[] thresholds, Tensor? factors) -> ()",
+    fake=_proximal_fake,
+    reference=_proximal_reference,
+)
+
+_penalty = define(
+    "gamma_penalty",
+    "(Tensor[] scales) -> Tensor",
+    fake=_penalty_fake,
+    reference=_penalty_reference,
+)
+
+
+class _Penalty(torch.autograd.Function):
+    """Σ|γ| with the subgradient sign(γ)."""
+
+    @staticmethod
+    def forward(ctx: Any, *scales: Tensor) -> Tensor:
+        ctx.save_for_backward(*scales)
+        total: Tensor = _penalty(list(scales))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, ...]:
+        return tuple(
+            torch.sign(scale) * upstream[0].to(scale.dtype) for scale in ctx.saved_tensors
+        )
+
+
+@public
+def gamma_subgradient_(
+    scales: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    strength: float | Sequence[float] | Tensor,
+) -> None:
+    """Adds s·sign(γ) to the gradient of each scale γ in place, with sign(0) = sign(NaN) = 0.
+
+    Call it after backward, on gradients that are not scaled for AMP any more.
+
+    Args:
+        scales: one tensor a layer, usually ``[C]``, any floating dtype, on one device.
+        gradients: of the scales, in the same order, each of its scale's shape and dtype; no two of
+            them share memory.
+        strength: s, at least 0: one number for all layers or one a layer. A float32 tensor of one
+            entry or one a layer, where the scales are, is read on the device: no synchronisation,
+            and a captured CUDA graph takes its present value.
+
+    Raises:
+        TypeError: dtypes are not as above.
+        ValueError: lengths, shapes, devices or values are not.
+    """
+    _check_scales(scales)
+    _check_gradients(scales, gradients)
+    strengths, factors = _per_layer("strength", strength, scales)
+    if scales:
+        with torch.no_grad():
+            _subgradient(list(scales), list(gradients), strengths, factors)
+
+
+@public
+def gamma_proximal_(scales: Sequence[Tensor], threshold: float | Sequence[float] | Tensor) -> None:
+    """Moves each scale γ in place towards zero by the threshold, and not beyond: soft(γ, t).
+
+    The proximal step of t·Σ|γ|, with t = learning rate · s after a step of the optimizer; unlike
+    the subgradient it makes exact zeros. They carry γ's sign; −0.0 becomes 0.0, NaN stays.
+
+    Args:
+        scales: as for `gamma_subgradient_`; no two of them share memory.
+        threshold: t, at least 0; given as ``strength`` is for `gamma_subgradient_`.
+
+    Raises:
+        TypeError: dtypes are not as above.
+        ValueError: lengths, shapes, devices or values are not.
+    """
+    _check_scales(scales)
+    thresholds, factors = _per_layer("threshold", threshold, scales)
+    if scales:
+        with torch.no_grad():
+            _proximal(list(scales), thresholds, factors)
+
+
+@public
+def gamma_penalty(scales: Sequence[Tensor]) -> Tensor:
+    """Σ|γ| over all the scales, differentiable with the subgradient sign(γ).
+
+    Args:
+        scales: as for `gamma_subgradient_`.
+
+    Returns:
+        0-dim, float32, or float64 where a scale is; accumulated in that dtype or better. 0 on the
+        CPU if there are no scales.
+
+    Raises:
+        TypeError: a dtype is not floating.
+        ValueError: devices differ.
+    """
+    _check_scales(scales)
+    if not scales:
+        return torch.zeros(())
+    if torch.is_grad_enabled() and any(s.requires_grad for s in scales):
+        total: Tensor = _Penalty.apply(*scales)
+        return total
+    total = _penalty(list(scales))
+    return total
+
+
+def _check_scales(scales: Sequence[Tensor]) -> None:
+    for i, scale in enumerate(scales):
+        if not scale.is_floating_point():
+            raise TypeError(f"scales[{i}]: expected a floating dtype, got {scale.dtype}")
+        if scale.device != scales[0].device:
+            raise ValueError(
+                f"scales[{i}]: expected device {scales[0].device}, as scales[0] has, got "
+                f"{scale.device}"
+            )
+
+
+def _check_gradients(scales: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    if len(gradients) != len(scales):
+        raise ValueError(
+            f"gradients: expected {len(scales)}, one for each scale, got {len(gradients)}"
+        )
+    for i, (scale, gradient) in enumerate(zip(scales, gradients, strict=True)):
+        if not isinstance(gradient, Tensor):
+            raise TypeError(f"gradients[{i}]: expected a tensor, got {type(gradient).__name__}")
+        if gradient.dtype != scale.dtype:
+            raise TypeError(f"gradients[{i}]: expected {scale.dtype}, got {gradient.dtype}")
+        if gradient.shape != scale.shape:
+            raise ValueError(
+                f"gradients[{i}]: expected shape {list(scale.shape)}, got {list(gradient.shape)}"
+            )
+        if gradient.device != scale.device:
+            raise ValueError(
+                f"gradients[{i}]: expected device {scale.device}, got {gradient.device}"
+            )
+
+
+def _per_layer(
+    name: str, value: float | Sequence[float] | Tensor, scales: Sequence[Tensor]
+) -> tuple[list[float], Tensor | None]:
+    """The numbers and the factors of a strength or a threshold."""
+    if isinstance(value, Tensor):
+        _check_factors(name, value, scales)
+        return [1.0], value.detach().reshape(-1)
+    numbers = [float(value)] if isinstance(value, (int, float)) else [float(v) for v in value]
+    if not isinstance(value, (int, float)) and len(numbers) != len(scales):
+        raise ValueError(
+            f"{name}: expected one number, or {len(scales)}, one a layer, got {len(numbers)}"
+        )
+    for number in numbers:
+        if not 0 <= number < math.inf:
+            raise ValueError(f"{name}: expected finite numbers of at least 0, got {number}")
+    return numbers, None
+
+
+def _check_factors(name: str, factors: Tensor, scales: Sequence[Tensor]) -> None:
+    if factors.dtype != torch.float32:
+        raise TypeError(f"{name}: expected float32, got {factors.dtype}")
+    if factors.numel() not in (1, len(scales)) or factors.ndim > 1:
+        raise ValueError(
+            f"{name}: expected shape [] or [{len(scales)}], one entry a layer, got "
+            f"{list(factors.shape)}"
+        )
+    if scales and factors.device != scales[0].device:
+        raise ValueError(
+            f"{name}: expected device {scales[0].device}, as the scales have, got {factors.device}"
+        )
+    if not factors.is_contiguous():
+        raise ValueError(f"{name}: expected contiguous memory, got stride {factors.stride()}")
