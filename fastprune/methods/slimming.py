@@ -26,7 +26,7 @@ from fastprune.methods import (
     PruneOptions,
     registry,
 )
-from fastprune.ops import gamma_proximal_, gamma_subgradient_
+from fastprune.nn import SparsityPenalty
 from fastprune.pruning import measure_latency
 from fastprune.training import TrainingOptions, fit
 
@@ -207,7 +207,7 @@ def _sparse(context: MethodContext, options: SlimmingOptions) -> nn.Module:
     if not result.is_file():
         if not _norms(model):
             check_scales(model)
-        penalty = _Penalty(model, options.strength)
+        penalty = SparsityPenalty(model, options.strength)
         subgradient = options.penalty == "subgradient"
         folder = context.directory / "sparse"
         folder.mkdir(exist_ok=True)
@@ -218,7 +218,7 @@ def _sparse(context: MethodContext, options: SlimmingOptions) -> nn.Module:
             directory=folder,
             seed=context.seed,
             device=context.device,
-            after_backward=penalty.subgradient if subgradient else None,
+            after_backward=penalty if subgradient else None,
             after_step=None if subgradient else penalty.proximal,
             progress=context.progress,
             name="sparse training",
@@ -226,26 +226,6 @@ def _sparse(context: MethodContext, options: SlimmingOptions) -> nn.Module:
         save_state(result, model)
     model = context.fresh(context.seed)
     return restore(model, load_state(result)).to(context.device)
-
-
-class _Penalty:
-    """The penalty s·Σ|γ|, in its two forms."""
-
-    def __init__(self, model: nn.Module, strength: float) -> None:
-        self.norms = tuple(_norms(model).values())
-        self.strength = strength
-
-    def subgradient(self) -> None:
-        """After backward: adds s·sign(γ) to each γ's gradient, with sign(0) = 0."""
-        scales: list[Tensor] = [n.weight for n in self.norms if n.weight.grad is not None]
-        gradients = [scale.grad for scale in scales if scale.grad is not None]
-        gamma_subgradient_(scales, gradients, self.strength)
-
-    def proximal(self, learning_rate: float) -> None:
-        """After a step: moves each γ towards zero by learning rate · s, and not beyond."""
-        # Gradients are gone by now, so what is trained is told by requires_grad.
-        scales: list[Tensor] = [n.weight for n in self.norms if n.weight.requires_grad]
-        gamma_proximal_(scales, learning_rate * self.strength)
 
 
 def _plan_by_budget(context: MethodContext, model: nn.Module) -> PruningPlan:

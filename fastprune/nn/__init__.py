@@ -1,5 +1,7 @@
-"""Modules for users' own networks."""
+"""Modules and hooks for users' own networks."""
 
+from fastprune.nn.activation_statistics import ActivationStatistics
 from fastprune.nn.channel_select import ChannelSelect
+from fastprune.nn.sparsity_penalty import SparsityPenalty
 
-__all__ = ["ChannelSelect"]
+__all__ = ["ActivationStatistics", "ChannelSelect", "SparsityPenalty"]

@@ -16,11 +16,11 @@ from fastprune.graph import ChannelGraph
 from fastprune.methods import MethodContext, MethodOptions, PruneOptions
 from fastprune.methods.slimming import (
     SlimmingOptions,
-    _Penalty,
     check_scales,
     plan_by_ratio,
     slimming,
 )
+from fastprune.nn import SparsityPenalty
 from fastprune.training import TrainingOptions
 from fastprune.training.progress import SilentProgress
 
@@ -176,7 +176,7 @@ def test_the_subgradient_is_added_where_there_is_a_gradient() -> None:
     model.bn1.weight.grad = torch.full((6,), 2.0)
     model.bn3.weight.grad = None
     before = model.bn1.weight.detach().clone()
-    _Penalty(model, 0.25).subgradient()
+    SparsityPenalty(model, 0.25)()
 
     assert model.bn1.weight.grad.tolist() == [2.25, 1.75, 2, 2.25, 1.75, 2]
     assert model.bn3.weight.grad is None
@@ -186,7 +186,7 @@ def test_the_subgradient_is_added_where_there_is_a_gradient() -> None:
 def test_the_proximal_step_shrinks_and_makes_exact_zeros() -> None:
     model, _ = plain([0.5, -0.5, 0, 0.01, -0.01, 1], [1, 1, 1, 1], [1] * 6)
     model.bn3.weight.requires_grad_(False)
-    _Penalty(model, 0.5).proximal(0.1)
+    SparsityPenalty(model, 0.5).proximal(0.1)
 
     torch.testing.assert_close(
         model.bn1.weight.detach(), torch.tensor([0.45, -0.45, 0, 0, 0, 0.95])

@@ -1,0 +1,157 @@
+"""The sparsity penalty of network slimming, for any training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from fastprune.errors import FastpruneError, nearest
+from fastprune.ops import gamma_penalty, gamma_proximal_, gamma_subgradient_
+
+__all__ = ["SparsityPenalty"]
+
+
+class SparsityPenalty:
+    """s·Σ|γ| over the batch norm scales γ of a network, added to the gradients by its subgradient.
+
+    Liu et al., *Learning Efficient Convolutional Networks through Network Slimming*, ICCV 2017,
+    equation 1. Nothing is added to the loss: one call after the backward pass adds s·sign(γ) to
+    the gradients of all scales. ::
+
+        penalty = SparsityPenalty(model, 1e-4)
+        for images, labels in loader:
+            loss(model(images), labels).backward()
+            penalty()
+            optimizer.step()
+
+    Once an optimizer step, when the gradients are complete:
+
+    * accumulation: after the backward pass of the last part, not after each;
+    * DistributedDataParallel: after the backward pass, which has averaged the gradients; every
+      rank then adds the same;
+    * GradScaler: after ``scaler.unscale_(optimizer)``; or before it by ``penalty(scaler)``, which
+      scales the penalty as the gradients are;
+    * gradient clipping: after it, unless the penalty is to be clipped too.
+
+    `attach` lets the optimizer make the call at that point by itself.
+
+    Args:
+        model: its batch norms with trainable scales are penalised.
+        strength: s; or s by batch norm: a mapping of names or patterns (``"layer3.*"``), the first
+            that matches counts, and a batch norm that none matches is left alone.
+
+    Raises:
+        FastpruneError: there is no such batch norm, or a pattern matches none.
+        ValueError: a strength is negative or no number.
+    """
+
+    def __init__(self, model: nn.Module, strength: float | Mapping[str, float]) -> None:
+        by_pattern = strength if isinstance(strength, Mapping) else {"*": strength}
+        for pattern, value in by_pattern.items():
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"strength: expected a number ≥ 0, got {value} for {pattern!r}")
+        norms = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, _BatchNorm) and module.affine
+        }
+        if not norms:
+            raise FastpruneError("sparsity penalty: the network has no batch norm with scales")
+        strengths: dict[str, float] = {}
+        used = set()
+        for name in norms:
+            for pattern, value in by_pattern.items():
+                if fnmatchcase(name, pattern):
+                    strengths[name] = float(value)
+                    used.add(pattern)
+                    break
+        idle = [pattern for pattern in by_pattern if pattern not in used]
+        if idle:
+            known = nearest(idle[0], norms)
+            raise FastpruneError(
+                f"strength: {idle[0]!r} is the first match of no batch norm{known}"
+            )
+        self._norms = tuple(norms[name] for name in strengths)
+        self._tensors: dict[tuple[torch.device, tuple[float, ...]], Tensor] = {}
+        self.strengths = strengths
+        """s of each penalised batch norm, by name."""
+
+    def __call__(self, scaler: torch.amp.GradScaler | None = None) -> None:
+        """Adds s·sign(γ) to the gradient of each scale that has one, sign(0) = 0.
+
+        Args:
+            scaler: the one whose scale the gradients still have.
+        """
+        scale = None
+        if scaler is not None and scaler.is_enabled():
+            # scaler.get_scale() would wait for the device.
+            scale = scaler.scale(torch.ones((), device=self._norms[0].weight.device))
+        self._add(scale)
+
+    def proximal(self, learning_rate: float) -> None:
+        """The other way to train by the penalty, after ``optimizer.step()`` and instead of the
+        call before it: each γ moves towards zero by learning rate · s and not beyond, which makes
+        exact zeros.
+        """
+        scales, strengths = self._trained(with_gradient=False)
+        if scales:
+            gamma_proximal_(scales, [learning_rate * s for s in strengths])
+
+    def value(self) -> Tensor:
+        """s·Σ|γ|, a number on the network's device, without gradient: for logs."""
+        total = torch.zeros((), device=self._norms[0].weight.device)
+        for strength in sorted(set(self.strengths.values())):
+            of_strength = zip(self._norms, self.strengths.values(), strict=True)
+            total += strength * gamma_penalty([n.weight for n, s in of_strength if s == strength])
+        return total
+
+    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+        """Adds the penalty at the start of every ``optimizer.step()``, when the gradients are
+        complete however the loop is written, a GradScaler's included.
+
+        Returns:
+            A handle whose ``remove()`` ends it.
+        """
+
+        def before_step(stepping: Optimizer, args: object, kwargs: object) -> None:
+            # A fused optimizer unscales by itself, later; GradScaler leaves it the scale here.
+            self._add(getattr(stepping, "grad_scale", None))
+
+        return optimizer.register_step_pre_hook(before_step)
+
+    def _add(self, scale: Tensor | None) -> None:
+        scales, strengths = self._trained(with_gradient=True)
+        if not scales:
+            return
+        gradients = [s.grad for s in scales if s.grad is not None]
+        if scale is None:
+            gamma_subgradient_(scales, gradients, strengths)
+        else:
+            gamma_subgradient_(scales, gradients, self._on(scale.device, strengths) * scale)
+
+    def _on(self, device: torch.device, strengths: list[float]) -> Tensor:
+        """Strengths as a tensor, made once: a copy to a GPU would wait for it at every step."""
+        key = (device, tuple(strengths))
+        if key not in self._tensors:
+            self._tensors[key] = torch.tensor(strengths, dtype=torch.float32, device=device)
+        return self._tensors[key]
+
+    def _trained(self, *, with_gradient: bool) -> tuple[list[Tensor], list[float]]:
+        """Scales that are trained in this step, with their strengths."""
+        scales: list[Tensor] = []
+        strengths: list[float] = []
+        for norm, strength in zip(self._norms, self.strengths.values(), strict=True):
+            # Past nn.Module.__getattr__, which costs more than the penalty does.
+            weight = norm._parameters["weight"]
+            if weight is None:
+                continue
+            if weight.grad is not None if with_gradient else weight.requires_grad:
+                scales.append(weight)
+                strengths.append(strength)
+        return scales, strengths
