@@ -1,20 +1,24 @@
 """Fused ops for anybody's training code, each with a reference and several implementations.
 
-from fastprune.ops import use_backend, zero_count
-zeros = zero_count(activation)              # int64 [C]
-print(zero_count.explain(activation))       # what ran, and why not the rest
+    from fastprune.ops import use_backend, zero_count
+    zeros = zero_count(activation)              # int64 [C]
+    print(zero_count.explain(activation))       # what ran, and why not the rest
 """
 
 from fastprune.ops._op import Explanation, registered, use_backend
+from fastprune.ops.batch_norm_relu_zero_count import batch_norm_relu_zero_count
 from fastprune.ops.gamma_subgradient import gamma_penalty, gamma_proximal_, gamma_subgradient_
+from fastprune.ops.relu_zero_count import relu_zero_count
 from fastprune.ops.zero_count import zero_count
 
 __all__ = [
     "Explanation",
+    "batch_norm_relu_zero_count",
     "gamma_penalty",
     "gamma_proximal_",
     "gamma_subgradient_",
     "registered",
+    "relu_zero_count",
     "use_backend",
     "zero_count",
 ]

@@ -12,10 +12,11 @@ from fastprune.ops._extension import DTYPES, extension
 from fastprune.ops._layout import dense_layout, not_dense
 from fastprune.ops._op import Implementation, define, public
 
-__all__ = ["zero_count"]
+__all__ = ["add_zeros", "zero_count"]
 
 
-def _reference(x: Tensor, counter: Tensor) -> None:
+def add_zeros(x: Tensor, counter: Tensor) -> None:
+    """The reference: adds the zeros of ``x`` ``[N, C, ...]`` to ``counter``, in plain torch."""
     dims = [d for d in range(x.ndim) if d != 1]
     counter.add_((x == 0).sum(dims) if dims else (x == 0).to(torch.int64))
 
@@ -68,7 +69,7 @@ _op = define(
     "zero_count",
     "(Tensor x, Tensor(a!) counter) -> ()",
     fake=_fake,
-    reference=_reference,
+    reference=add_zeros,
     implementations=[
         Implementation("triton", "cuda", _triton, _unsupported),
         Implementation("cpp", "cpu", _cpp, _unsupported),
