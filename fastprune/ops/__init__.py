@@ -1,8 +1,8 @@
 """Fused ops for anybody's training code, each with a reference and several implementations.
 
-    from fastprune.ops import use_backend, zero_count
-    zeros = zero_count(activation)              # int64 [C]
-    print(zero_count.explain(activation))       # what ran, and why not the rest
+from fastprune.ops import use_backend, zero_count
+zeros = zero_count(activation)              # int64 [C]
+print(zero_count.explain(activation))       # what ran, and why not the rest
 """
 
 from fastprune.ops._op import Explanation, registered, use_backend
