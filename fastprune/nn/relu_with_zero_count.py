@@ -14,8 +14,8 @@ class ReLUWithZeroCount(nn.Module):
     """ReLU ``[N, C, ...] -> [N, C, ...]`` that counts, in the same pass, the zeros it makes.
 
     Every call adds to the counters, in training and in evaluation; `reset` starts anew. The
-    counters are buffers that are not saved, so the module takes the place of an ``nn.ReLU`` with no
-    new names in the ``state_dict``. Gradients are those of ReLU.
+    counters are buffers that are not saved, so the module stands in for an ``nn.ReLU`` without
+    a new name in the ``state_dict``. Gradients are those of ReLU.
 
     Args:
         channels: C.
