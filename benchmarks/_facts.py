@@ -21,9 +21,14 @@ def bound(name: str) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores and versions."""
+    """Processor, cores, versions, and the GPU where there is one."""
     import torch
 
+    gpu: dict[str, Any] = {}
+    if torch.cuda.is_available():
+        from _gpu import device_facts
+
+        gpu = {"gpu": device_facts() | {"triton": _version("triton")}}
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -32,6 +37,7 @@ def machine() -> dict[str, Any]:
         **{name: _version(name) for name in ("fastprune", "torch-pruning", "torchvision")},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        **gpu,
     }
 
 

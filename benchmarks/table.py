@@ -12,6 +12,15 @@ BEGIN, END = "<!-- records -->\n", "<!-- end of records -->\n"
 
 
 def table(records: list[dict[str, Any]]) -> str:
+    """The CPU's rows, then the GPU's, each with what they were measured on."""
+    on_gpu = [r for r in records if r["name"].startswith("gpu/")]
+    parts = [_cpu_rows([r for r in records if r not in on_gpu])]
+    if on_gpu:
+        parts.append(_gpu_rows(on_gpu))
+    return "\n".join(parts)
+
+
+def _cpu_rows(records: list[dict[str, Any]]) -> str:
     rows = [
         "| benchmark | fastprune, ms | rival | rival, ms | ratio | bound |",
         "| --- | ---: | --- | ---: | ---: | ---: |",
@@ -22,6 +31,29 @@ def table(records: list[dict[str, Any]]) -> str:
             f"| `{r['name']}` | {ours['min_ms']:,.2f} (n={ours['n']}) | {rival['what']} "
             f"| {rival['min_ms']:,.1f} (n={rival['n']}) | {r['ratio']:,.3g} | {r['bound']:g} |"
         )
+    return _with_machines(rows, records)
+
+
+def _gpu_rows(records: list[dict[str, Any]]) -> str:
+    rows = [
+        "| benchmark on a GPU | fastprune, µs | against | theirs | found | bound |",
+        "| --- | ---: | --- | ---: | ---: | ---: |",
+    ]
+    for r in records:
+        ours = f"{1e3 * r['ours']['min_ms']:,.1f}"
+        if "fraction" in r:
+            moved = f"{r['of']} bandwidth, {r['bytes'] / 1e6:,.1f} MB"
+            theirs, found = f"{r['bandwidth_gb_s']:,.0f} GB/s", f"{100 * r['fraction']:.0f} %"
+            limit = f"{100 * r['bound']:g} %"
+        else:
+            moved = r["rival"]["what"]
+            theirs, found = f"{1e3 * r['rival']['min_ms']:,.1f} µs", f"{r['ratio']:,.3g}"
+            limit = f"{r['bound']:g}"
+        rows.append(f"| `{r['name']}` | {ours} | {moved} | {theirs} | {found} | {limit} |")
+    return _with_machines(rows, records)
+
+
+def _with_machines(rows: list[str], records: list[dict[str, Any]]) -> str:
     made = sorted({machine(r["machine"], r["date"]) for r in records})
     return "\n".join([*rows, "", *made]) + "\n"
 
@@ -30,6 +62,8 @@ def machine(facts: dict[str, Any], date: str) -> str:
     versions = ", ".join(
         f"{name} {facts[name]}" for name in ("fastprune", "torch", "torch-pruning", "python")
     )
+    if gpu := facts.get("gpu"):
+        return f"{gpu['device']}, CUDA {gpu['cuda']}, triton {gpu['triton']}, {versions}; {date}."
     return (
         f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} thread in use, "
         f"{versions}; {date}."
