@@ -13,6 +13,12 @@ __all__ = ["Variant"]
 class Variant:
     """One compilation of a kernel, as its launcher asks for it.
 
+    A file's launcher and its ``variants()`` take constants, warps and stages from one function or
+    table, ``_config(inner, itemsize)`` say, and ``variants()`` calls it with the sizes that
+    matter: what is compiled and looked at is then what runs. Every kernel that is launched has at
+    least one variant. tests/machine_code also compiles what the op's small cases launch, and holds
+    its warps and stages to the variant of the same constants.
+
     Attributes:
         name: unique in its file, ``"channels_last-fp16"``.
         kernel: the ``@triton.jit`` function.
