@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,20 +111,45 @@ class _Explained(Exception):
         self.explanation = explanation
 
 
-class _State:
-    """What was asked for by name, innermost last, and whether calls are only asked about.
+class _Asked:
+    """One request by name; compared by identity, since blocks of several threads may overlap."""
 
-    Of the process, not of the thread: backward passes run in threads of autograd's own.
+    def __init__(self, backend: str | None) -> None:
+        self.backend = backend
+
+
+class _State:
+    """What was asked for by name, and which threads only ask what would run.
+
+    The request is of the process, not of the thread: backward passes run in threads of autograd's
+    own.
+
+    Attributes:
+        backend: of the innermost request, or None.
+        explaining: idents of threads whose calls are only asked about.
     """
 
     def __init__(self) -> None:
-        self.asked: list[str | None] = [_known(os.environ.get("FASTPRUNE_BACKEND") or None)]
-        self.explaining = 0
+        asked = os.environ.get("FASTPRUNE_BACKEND") or None
+        self._lock = threading.Lock()
+        self._requests = [_Asked(_known(asked, "FASTPRUNE_BACKEND"))]
+        self.backend = self._requests[-1].backend
+        self.explaining: set[int] = set()
+
+    def ask(self, request: _Asked) -> None:
+        with self._lock:
+            self._requests.append(request)
+            self.backend = request.backend
+
+    def withdraw(self, request: _Asked) -> None:
+        with self._lock:
+            self._requests.remove(request)
+            self.backend = self._requests[-1].backend
 
 
-def _known(backend: str | None) -> str | None:
+def _known(backend: str | None, where: str) -> str | None:
     if backend is not None and backend not in BACKENDS:
-        raise BackendError(f"backend: unknown name {backend!r}{nearest(backend, BACKENDS)}")
+        raise BackendError(f"{where}: unknown name {backend!r}{nearest(backend, BACKENDS)}")
     return backend
 
 
@@ -136,21 +162,28 @@ def use_backend(backend: str | None) -> Iterator[None]:
 
     The environment variable ``FASTPRUNE_BACKEND``, read when fastprune.ops is imported, does the
     same for a whole process. An op that has no such implementation, or whose implementation does
-    not take its arguments, raises; nothing else is run instead. Compiled graphs obey too. The
-    setting holds for all threads.
+    not take its arguments, raises; nothing else is run instead. Compiled graphs obey too: put the
+    block around their call. The setting holds for all threads.
 
     Args:
         backend: ``"cuda"``, ``"triton"``, ``"cpp"``, ``"numba"`` or ``"reference"``; None leaves
             the choice to each op again.
 
     Raises:
-        BackendError: unknown name.
+        BackendError: unknown name, or the block is inside a function that is being compiled: the
+            graph would hold the op and not the request.
     """
-    _state.asked.append(_known(backend))
+    if torch.compiler.is_compiling():
+        raise BackendError(
+            "use_backend: inside a function that torch.compile compiles it has no effect; put it "
+            "around the call of the compiled function"
+        )
+    request = _Asked(_known(backend, "backend"))
+    _state.ask(request)
     try:
         yield
     finally:
-        _state.asked.pop()
+        _state.withdraw(request)
 
 
 class Op:
@@ -183,9 +216,9 @@ class Op:
         Raises:
             BackendError: the backend asked for cannot run.
         """
-        if _state.explaining:
+        if _state.explaining and threading.get_ident() in _state.explaining:
             raise _Explained(self.choose(device, arguments)[0])
-        if _state.asked[-1] is None:
+        if _state.backend is None:
             for _, kernel, unsupported in self._usable(device):
                 if unsupported(*arguments) is None:
                     return kernel(*arguments)
@@ -198,7 +231,7 @@ class Op:
         Raises:
             BackendError: the backend asked for cannot run.
         """
-        asked = _state.asked[-1]
+        asked = _state.backend
         refused: list[tuple[str, str]] = []
         for implementation in self.of(device):
             backend = implementation.backend
@@ -216,6 +249,12 @@ class Op:
         reasons = [reason for backend, reason in refused if backend == asked]
         why = reasons[0] if reasons else f"there is no such implementation for {device} tensors"
         raise BackendError(f"{self.name}: {asked} was asked for and cannot run: {why}")
+
+    def run_elsewhere(self, *arguments: Any) -> Any:
+        """`run` on a device of any other type: the reference, or a refusal."""
+        leaves = torch.utils._pytree.tree_leaves(arguments)
+        devices = [leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return self.run(devices[0] if devices else "cpu", *arguments)
 
     def of(self, device: str) -> tuple[Implementation, ...]:
         """The implementations for a device type in the order of trial, without the reference."""
@@ -235,9 +274,11 @@ class Op:
         if key not in self._loaded:
             try:
                 self._loaded[key] = implementation.load()
-            # OSError: a shared library that is there and cannot be loaded.
-            except (Unavailable, ImportError, OSError) as problem:
-                self._loaded[key] = str(problem).strip().partition("\n")[0]
+            # OSError: a shared library that is there and cannot be loaded. RuntimeError: numba
+            # where it finds no folder to cache in.
+            except (Unavailable, ImportError, OSError, RuntimeError) as problem:
+                said = str(problem).strip().partition("\n")[0]
+                self._loaded[key] = said or type(problem).__name__
         return self._loaded[key]
 
     def _usable(self, device: str) -> tuple[tuple[str, Kernel, Callable[..., str | None]], ...]:
@@ -286,7 +327,7 @@ def define(
     library.define(name + schema, tags=[torch.Tag.pt2_compliant_tag])
     for device in DEVICES:
         library.impl(name, functools.partial(op.run, device), device.upper())
-    library.impl(name, reference, "CompositeExplicitAutograd")
+    library.impl(name, op.run_elsewhere, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastprune::{name}", fake, lib=_LIBRARY)
     _OPS[name] = op
     return op
@@ -311,14 +352,15 @@ def public(function: Callable[P, R]) -> PublicOp[P, R]:
     """Decorator of a function that checks its arguments and calls an op: adds ``explain``."""
 
     def explain(*args: P.args, **kwargs: P.kwargs) -> Explanation:
-        _state.explaining += 1
+        thread = threading.get_ident()
+        _state.explaining.add(thread)
         try:
             with torch.no_grad():
                 function(*args, **kwargs)
         except _Explained as found:
             return found.explanation
         finally:
-            _state.explaining -= 1
+            _state.explaining.discard(thread)
         raise ValueError(f"{function.__name__}: with these arguments there is nothing to compute")
 
     function.explain = explain  # type: ignore[attr-defined]
