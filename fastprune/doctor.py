@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from fastprune.errors import FastpruneError
+
 __all__ = ["lines", "report"]
 
 # One pair of builds made for each other; half of a pair is what breaks torchvision's operators.
@@ -45,6 +47,8 @@ def report() -> dict[str, Any]:
     packages = {name: _package(name) for name in REQUIRED}
     packages["triton"] = _package("triton")
     extension = _extension()
+    cuda = _cuda(extension)
+    ops, ops_problem = _ops(cuda)
     problems = [
         f"{name}: {found['problem']}"
         for name, found in packages.items()
@@ -53,6 +57,8 @@ def report() -> dict[str, Any]:
     ]
     if packages["torchvision"]["problem"]:
         problems.append(f"torchvision: mend it with: {MEND_TORCHVISION}")
+    if ops_problem:
+        problems.append(f"ops: {ops_problem}")
     return {
         "fastprune": _fastprune(),
         "python": {
@@ -62,8 +68,9 @@ def report() -> dict[str, Any]:
         },
         "packages": packages,
         "cpu": _cpu(),
-        "cuda": _cuda(extension),
+        "cuda": cuda,
         "extension": extension,
+        "ops": ops,
         "optional": {name: _optional(*found) for name, found in OPTIONAL.items()},
         "environment": {
             name: value
@@ -108,6 +115,11 @@ def lines(found: Mapping[str, Any] | None = None) -> list[str]:
             )
         )
     rows += _extension_rows(found["extension"])
+    rows += [
+        (name, f"{device}: {_ways_said(ways)}")
+        for name, devices in found["ops"].items()
+        for device, ways in devices.items()
+    ]
     for name, package in found["optional"].items():
         rows.append((name, package["version"] or f"not installed; {package['install']}"))
     rows += list(found["environment"].items())
@@ -235,6 +247,49 @@ def _extension() -> dict[str, Any]:
     else:
         found["reason"] = record["reason"]
     return found
+
+
+def _ops(cuda: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """For each op and device type what runs and why not the others; or why no op can be asked.
+
+    ``runs`` is None where FASTPRUNE_BACKEND asks for what cannot run. ``implementations`` are in
+    the order of trial, each with the reason why it does not load, or None; arguments can still
+    refuse one, as ``op.explain(...)`` tells. ``no_device`` is why there is no such device.
+    """
+    try:
+        ops, problem = _import("fastprune.ops")
+    # FASTPRUNE_BACKEND is read there.
+    except FastpruneError as error:
+        return {}, str(error)
+    if ops is None:
+        return {}, problem
+    missing = {"cpu": None, "cuda": cuda["reason"]}
+    return {
+        name: {
+            device: {**_ways(op.availability(device)), "no_device": reason}
+            for device, reason in missing.items()
+        }
+        for name, op in ops.registered().items()
+    }, None
+
+
+def _ways(available: list[tuple[str, str | None]]) -> dict[str, Any]:
+    asked = os.environ.get("FASTPRUNE_BACKEND") or None
+    loads = [backend for backend, why in available if why is None]
+    runs: str | None = loads[0]
+    if asked is not None:
+        runs = asked if asked in loads else None
+    return {"runs": runs, "asked": asked, "implementations": dict(available)}
+
+
+def _ways_said(ways: Mapping[str, Any]) -> str:
+    reasons, asked = ways["implementations"], ways["asked"]
+    refused = "".join(f"; not {backend}: {why}" for backend, why in reasons.items() if why)
+    if asked:
+        said = f"{ways['runs'] or 'nothing'}, since FASTPRUNE_BACKEND={asked}"
+    else:
+        said = ", then ".join(backend for backend, why in reasons.items() if why is None)
+    return ("no device; with one " if ways["no_device"] else "") + said + refused
 
 
 def _build_record() -> dict[str, Any]:

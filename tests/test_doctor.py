@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from fastprune import __version__, doctor
+from fastprune import __version__, doctor, ops
 
 
 def test_report_is_json_and_lines_say_it() -> None:
@@ -83,3 +85,91 @@ def test_own_environment_variables_are_shown(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("FASTPRUNE_EXAMPLE", "seen")
 
     assert doctor.report()["environment"]["FASTPRUNE_EXAMPLE"] == "seen"
+
+
+def test_each_op_says_what_runs_on_each_device() -> None:
+    found = doctor.report()["ops"]
+
+    assert sorted(found) == sorted(ops.registered())
+    for name, op in ops.registered().items():
+        for device in ("cpu", "cuda"):
+            available = dict(op.availability(device))
+            assert found[name][device]["implementations"] == available
+            assert available[found[name][device]["runs"]] is None
+        assert found[name]["cpu"]["no_device"] is None
+    if not torch.cuda.is_available():
+        assert found["zero_count"]["cuda"]["no_device"]
+
+
+def test_lines_of_ops_name_what_runs_and_why_not_the_rest() -> None:
+    found = doctor.report()
+    found["ops"] = {
+        "example": {
+            "cpu": {
+                "runs": "numba",
+                "asked": None,
+                "implementations": {"cpp": "no compiler", "numba": None, "reference": None},
+                "no_device": None,
+            },
+            "cuda": {
+                "runs": None,
+                "asked": "numba",
+                "implementations": {"triton": None, "reference": None},
+                "no_device": "no driver",
+            },
+        }
+    }
+
+    rows = [" ".join(line.split()) for line in doctor.lines(found) if line.startswith("example")]
+
+    assert rows == [
+        "example cpu: numba, then reference; not cpp: no compiler",
+        "example cuda: no device; with one nothing, since FASTPRUNE_BACKEND=numba",
+    ]
+
+
+def run_doctor(before: str = "", **environment: str) -> dict[str, Any]:
+    """A report of a fresh process, after a few lines of its own."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sys, json\n{before}\nfrom fastprune import doctor\n"
+            "print(json.dumps(doctor.report()))",
+        ],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def test_ops_without_extension_and_without_triton() -> None:
+    gone = "sys.modules.update({'fastprune._C': None, 'triton': None, 'numba': None})"
+
+    found = run_doctor(gone)["ops"]["zero_count"]
+
+    assert found["cpu"]["runs"] == "reference"
+    assert "fastprune._C does not load" in found["cpu"]["implementations"]["cpp"]
+    assert "numba" in found["cpu"]["implementations"]["numba"]
+    assert found["cuda"]["runs"] == "reference"
+    assert "triton" in found["cuda"]["implementations"]["triton"]
+
+
+def test_an_unknown_backend_is_a_problem_with_its_name() -> None:
+    found = run_doctor(FASTPRUNE_BACKEND="tritn")
+
+    assert found["ops"] == {}
+    assert found["problems"] == [
+        "ops: FASTPRUNE_BACKEND: unknown name 'tritn'; did you mean 'triton'?"
+    ]
+
+
+def test_a_backend_asked_for_is_what_runs() -> None:
+    found = run_doctor(FASTPRUNE_BACKEND="numba")["ops"]["zero_count"]
+
+    assert found["cpu"]["runs"] == "numba"
+    assert found["cuda"]["runs"] is None
