@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "device.h"
+#include "gamma_subgradient.h"
 
 namespace fastprune::cuda {
 
@@ -18,6 +19,14 @@ int device_count() { throw std::runtime_error(kAbsent); }
 void probe(int) { throw std::runtime_error(kAbsent); }
 
 int runtime_version() { return 0; }
+
+std::int64_t gamma_most_layers(DType) { throw std::runtime_error(kAbsent); }
+
+void gamma_subgradient(const GammaLayers&, const Strengths&, std::uintptr_t) { throw std::runtime_error(kAbsent); }
+
+void gamma_proximal(const GammaLayers&, const Strengths&, std::uintptr_t) { throw std::runtime_error(kAbsent); }
+
+void gamma_penalty(const GammaLayers&, void*, std::uintptr_t) { throw std::runtime_error(kAbsent); }
 
 }  // namespace fastprune::cuda
 

@@ -9,7 +9,7 @@ import torch
 
 from fastprune.ops._op import Unavailable
 
-__all__ = ["DTYPES", "cuda_extension", "extension"]
+__all__ = ["DTYPES", "cuda_extension", "extension", "reading_tensors"]
 
 # The numbers of csrc/dtype.h.
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
@@ -38,4 +38,20 @@ def cuda_extension() -> Any:
     module = extension()
     if module.build_info()["cuda"] is None:
         raise Unavailable("fastprune._C was compiled without CUDA; `fastprune doctor` says why")
+    return module
+
+
+def reading_tensors(module: Any) -> Any:
+    """``module``, an extension as above, told how to read torch's tensors by itself."""
+    module.know_torch(
+        tensor=torch.Tensor,
+        parameter=torch.nn.Parameter,
+        dtypes=tuple(DTYPES),
+        strided=torch.strided,
+        increment_version=torch.autograd.graph.increment_version,
+        # Absent where torch was built for the CPU alone.
+        current_stream=getattr(torch._C, "_cuda_getCurrentRawStream", None),
+        # Not there in older versions of torch, whose tensors are read by their methods.
+        exchange=getattr(torch.Tensor, "__dlpack_c_exchange_api__", None),
+    )
     return module

@@ -67,12 +67,15 @@ class Implementation:
             with the reason, or ImportError.
         unsupported: given the op's arguments, why the kernel does not take them, or None. It is
             asked at every call, so it must be cheap.
+        direct: the kernel checks everything it is given, and returns NotImplemented, having
+            touched nothing, where it does not take it: see `Op.direct`.
     """
 
     backend: str
     device: str
     load: Callable[[], Kernel]
     unsupported: Callable[..., str | None] = _supports_all
+    direct: bool = False
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS or self.device not in DEVICES:
@@ -186,6 +189,16 @@ def use_backend(backend: str | None) -> Iterator[None]:
         _state.withdraw(request)
 
 
+def _plain_eager() -> bool:
+    """Whether nothing but the kernel wants to see a call of an op."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
 class Op:
     """A registered op, ``torch.ops.fastprune.<name>``; `define` makes one."""
 
@@ -195,13 +208,11 @@ class Op:
         self.name = name
         self.reference = reference
         self.implementations = tuple(implementations)
+        # The registered overload, once there is one. No cached_property: dynamo cannot trace the
+        # lock that Python 3.11's takes, and the first call may be a compiled one.
+        self.overload: Any = None
         self._loaded: dict[tuple[str, str], Kernel | str] = {}
-        self._order: dict[str, tuple[tuple[str, Kernel, Callable[..., str | None]], ...]] = {}
-
-    @functools.cached_property
-    def overload(self) -> Any:
-        """The registered overload, for ``torch.library.opcheck`` and for calls past the checks."""
-        return getattr(torch.ops.fastprune, self.name).default
+        self._order: dict[str, tuple[tuple[Implementation, Kernel], ...]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
         return self.overload(*arguments)
@@ -219,11 +230,35 @@ class Op:
         if _state.explaining and threading.get_ident() in _state.explaining:
             raise _Explained(self.choose(device, arguments)[0])
         if _state.backend is None:
-            for _, kernel, unsupported in self._usable(device):
-                if unsupported(*arguments) is None:
+            for implementation, kernel in self._usable(device):
+                if implementation.unsupported(*arguments) is None:
                     return kernel(*arguments)
             return self.reference(*arguments)
         return self.choose(device, arguments)[1](*arguments)
+
+    def direct(self, device: str, *arguments: Any) -> Any:
+        """Runs the first implementation past the dispatcher, on arguments that nobody checked.
+
+        For ops on lists of many small tensors, where the way there is the cost: with two lists of
+        53 tensors the dispatcher takes 10.5 µs, 18 µs with gradients enabled; a list of 53
+        ``data_ptr()`` made in Python 3.8 µs, of shapes 5.2, of dtypes 2.9, of contiguity 3.6. The
+        kernel reads and checks both lists in 4 µs and computes for 2.
+
+        Args:
+            device: type of the device that the tensors should be on.
+            arguments: of the op, not checked.
+
+        Returns:
+            What the kernel returns. NotImplemented, with nothing touched, where the kernel does
+            not take the arguments, a backend was asked for, or something has to see the call:
+            a compiler, a mode, functorch. Then check the arguments, and call the op.
+        """
+        if not _plain_eager() or _state.explaining or _state.asked[-1] is not None:
+            return NotImplemented
+        for implementation, kernel in self._usable(device)[:1]:
+            if implementation.direct:
+                return kernel(*arguments)
+        return NotImplemented
 
     def choose(self, device: str, arguments: Sequence[Any]) -> tuple[Explanation, Kernel]:
         """The implementation for the arguments, with the reasons against the others.
@@ -281,15 +316,11 @@ class Op:
                 self._loaded[key] = said or type(problem).__name__
         return self._loaded[key]
 
-    def _usable(self, device: str) -> tuple[tuple[str, Kernel, Callable[..., str | None]], ...]:
-        """(backend, kernel, unsupported) of the implementations that load."""
+    def _usable(self, device: str) -> tuple[tuple[Implementation, Kernel], ...]:
+        """The implementations that load, and their kernels."""
         if device not in self._order:
             kernels = [(i, self.kernel(i)) for i in self.of(device)]
-            self._order[device] = tuple(
-                (i.backend, kernel, i.unsupported)
-                for i, kernel in kernels
-                if not isinstance(kernel, str)
-            )
+            self._order[device] = tuple((i, k) for i, k in kernels if not isinstance(k, str))
         return self._order[device]
 
 
@@ -329,6 +360,7 @@ def define(
         library.impl(name, functools.partial(op.run, device), device.upper())
     library.impl(name, op.run_elsewhere, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastprune::{name}", fake, lib=_LIBRARY)
+    op.overload = getattr(torch.ops.fastprune, name).default
     _OPS[name] = op
     return op
 

@@ -8,13 +8,14 @@ them spends its time in calls; these ops take them all at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastprune.ops._op import define, public
+from fastprune.ops._extension import DTYPES, cuda_extension, extension, reading_tensors
+from fastprune.ops._op import Implementation, define, public
 
 __all__ = ["gamma_penalty", "gamma_proximal_", "gamma_subgradient_"]
 
@@ -39,8 +40,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _subgradient_reference(
-    scales: Sequence[Tensor],
-    gradients: Sequence[Tensor],
+    scales: list[Tensor],
+    gradients: list[Tensor],
     strengths: Sequence[float],
     factors: Tensor | None,
 ) -> None:
@@ -103,11 +104,117 @@ def _penalty_fake(scales: Sequence[Tensor]) -> Tensor:
     return scales[0].new_empty((), dtype=_sum_dtype(scales))
 
 
+def _taken(done: bool) -> Any:
+    return None if done else NotImplemented
+
+
+# These kernels read and check the lists themselves, so that they also run past the dispatcher.
+
+
+def _cpp_subgradient() -> Callable[..., Any]:
+    kernel = reading_tensors(extension()).gamma_subgradient
+
+    def run(*arguments: Any) -> Any:
+        return _taken(kernel(*arguments, torch.get_num_threads()))
+
+    return run
+
+
+def _cpp_proximal() -> Callable[..., Any]:
+    kernel = reading_tensors(extension()).gamma_proximal
+
+    def run(*arguments: Any) -> Any:
+        return _taken(kernel(*arguments, torch.get_num_threads()))
+
+    return run
+
+
+def _cpp_penalty() -> Callable[..., Any]:
+    kernel = reading_tensors(extension()).gamma_penalty
+
+    def run(scales: list[Tensor]) -> Any:
+        total = torch.empty((), dtype=_sum_dtype(scales[:1]))
+        done = kernel(scales, total.data_ptr(), torch.get_num_threads())
+        return total if done else NotImplemented
+
+    return run
+
+
+def _cuda_subgradient() -> Callable[..., Any]:
+    kernel = reading_tensors(cuda_extension()).gamma_subgradient_cuda
+    return lambda *arguments: _taken(kernel(*arguments))
+
+
+def _cuda_proximal() -> Callable[..., Any]:
+    kernel = reading_tensors(cuda_extension()).gamma_proximal_cuda
+    return lambda *arguments: _taken(kernel(*arguments))
+
+
+def _cuda_penalty() -> Callable[..., Any]:
+    kernel = reading_tensors(cuda_extension()).gamma_penalty_cuda
+
+    def run(scales: list[Tensor]) -> Any:
+        total = torch.empty((), dtype=_sum_dtype(scales[:1]), device=scales[0].device)
+        return total if kernel(scales, total.data_ptr()) else NotImplemented
+
+    return run
+
+
+def _not_plain(scales: list[Tensor], gradients: list[Tensor] | None) -> str | None:
+    if extension().gamma_plain(scales, gradients):
+        return None
+    tensors = [*scales, *(gradients or [])]
+    dtypes = sorted({str(t.dtype) for t in tensors})
+    if len(dtypes) > 1:
+        return f"dtypes {', '.join(dtypes)} in one call"
+    if tensors[0].dtype not in DTYPES:
+        return f"dtype {dtypes[0]}"
+    if not all(t.is_contiguous() for t in tensors):
+        return "tensors that are not contiguous"
+    return "tensors whose memory it cannot read"
+
+
+def _too_many(scales: list[Tensor]) -> str | None:
+    most = extension().gamma_most_layers(DTYPES[scales[0].dtype])
+    if len(scales) > most:
+        return f"{len(scales)} layers, and one launch takes {most}"
+    if max(s.numel() for s in scales) >= 2**32:
+        return "a layer of 2^32 scales or more"
+    return None
+
+
+def _subgradient_unsupported(
+    scales: list[Tensor], gradients: list[Tensor], strengths: object, factors: object
+) -> str | None:
+    return _not_plain(scales, gradients)
+
+
+def _proximal_unsupported(scales: list[Tensor], thresholds: object, factors: object) -> str | None:
+    return _not_plain(scales, None)
+
+
+def _penalty_unsupported(scales: list[Tensor]) -> str | None:
+    return _not_plain(scales, None)
+
+
+def _on_cuda(unsupported: Callable[..., str | None]) -> Callable[..., str | None]:
+    def both(scales: list[Tensor], *others: object) -> str | None:
+        return unsupported(scales, *others) or _too_many(scales)
+
+    return both
+
+
 _subgradient = define(
     "gamma_subgradient_",
     "(Tensor[] scales, Tensor(a!)[] gradients, float[] strengths, Tensor? factors) -> ()",
     fake=_subgradient_fake,
     reference=_subgradient_reference,
+    implementations=[
+        Implementation(
+            "cuda", "cuda", _cuda_subgradient, _on_cuda(_subgradient_unsupported), direct=True
+        ),
+        Implementation("cpp", "cpu", _cpp_subgradient, _subgradient_unsupported, direct=True),
+    ],
 )
 
 _proximal = define(
@@ -115,6 +222,12 @@ _proximal = define(
     "(Tensor(a!)[] scales, float[] thresholds, Tensor? factors) -> ()",
     fake=_proximal_fake,
     reference=_proximal_reference,
+    implementations=[
+        Implementation(
+            "cuda", "cuda", _cuda_proximal, _on_cuda(_proximal_unsupported), direct=True
+        ),
+        Implementation("cpp", "cpu", _cpp_proximal, _proximal_unsupported, direct=True),
+    ],
 )
 
 _penalty = define(
@@ -122,7 +235,16 @@ _penalty = define(
     "(Tensor[] scales) -> Tensor",
     fake=_penalty_fake,
     reference=_penalty_reference,
+    implementations=[
+        Implementation("cuda", "cuda", _cuda_penalty, _on_cuda(_penalty_unsupported), direct=True),
+        Implementation("cpp", "cpu", _cpp_penalty, _penalty_unsupported, direct=True),
+    ],
 )
+
+
+def _device(scales: list[Tensor]) -> str:
+    """The device type of the first; the kernel looks at the rest."""
+    return "cuda" if getattr(scales[0], "is_cuda", False) else "cpu"
 
 
 class _Penalty(torch.autograd.Function):
@@ -163,12 +285,18 @@ def gamma_subgradient_(
         TypeError: dtypes are not as above.
         ValueError: lengths, shapes, devices or values are not.
     """
+    scales, gradients = list(scales), list(gradients)
+    strengths, factors = _numbers("strength", strength)
+    if scales:
+        arguments = (scales, gradients, strengths, factors)
+        if _subgradient.direct(_device(scales), *arguments) is not NotImplemented:
+            return
     _check_scales(scales)
     _check_gradients(scales, gradients)
-    strengths, factors = _per_layer("strength", strength, scales)
+    _check_lengths("strength", strengths, factors, scales)
     if scales:
         with torch.no_grad():
-            _subgradient(list(scales), list(gradients), strengths, factors)
+            _subgradient(scales, gradients, strengths, factors)
 
 
 @public
@@ -186,11 +314,19 @@ def gamma_proximal_(scales: Sequence[Tensor], threshold: float | Sequence[float]
         TypeError: dtypes are not as above.
         ValueError: lengths, shapes, devices or values are not.
     """
+    scales = list(scales)
+    thresholds, factors = _numbers("threshold", threshold)
+    if scales:
+        done = _proximal.direct(_device(scales), scales, thresholds, factors)
+        if done is not NotImplemented:
+            return
     _check_scales(scales)
-    thresholds, factors = _per_layer("threshold", threshold, scales)
+    for i, scale in enumerate(scales):
+        _check_writable(f"scales[{i}]", scale)
+    _check_lengths("threshold", thresholds, factors, scales)
     if scales:
         with torch.no_grad():
-            _proximal(list(scales), thresholds, factors)
+            _proximal(scales, thresholds, factors)
 
 
 @public
@@ -208,18 +344,25 @@ def gamma_penalty(scales: Sequence[Tensor]) -> Tensor:
         TypeError: a dtype is not floating.
         ValueError: devices differ.
     """
+    scales = list(scales)
+    if scales and not torch.is_grad_enabled():
+        total: Tensor = _penalty.direct(_device(scales), scales)
+        if total is not NotImplemented:
+            return total
     _check_scales(scales)
     if not scales:
         return torch.zeros(())
     if torch.is_grad_enabled() and any(s.requires_grad for s in scales):
-        total: Tensor = _Penalty.apply(*scales)
-        return total
-    total = _penalty(list(scales))
+        total = _Penalty.apply(*scales)
+    else:
+        total = _penalty(scales)
     return total
 
 
-def _check_scales(scales: Sequence[Tensor]) -> None:
+def _check_scales(scales: list[Tensor]) -> None:
     for i, scale in enumerate(scales):
+        if not isinstance(scale, Tensor):
+            raise TypeError(f"scales[{i}]: expected a tensor, got {type(scale).__name__}")
         if not scale.is_floating_point():
             raise TypeError(f"scales[{i}]: expected a floating dtype, got {scale.dtype}")
         if scale.device != scales[0].device:
@@ -229,7 +372,7 @@ def _check_scales(scales: Sequence[Tensor]) -> None:
             )
 
 
-def _check_gradients(scales: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+def _check_gradients(scales: list[Tensor], gradients: list[Tensor]) -> None:
     if len(gradients) != len(scales):
         raise ValueError(
             f"gradients: expected {len(scales)}, one for each scale, got {len(gradients)}"
@@ -247,32 +390,47 @@ def _check_gradients(scales: Sequence[Tensor], gradients: Sequence[Tensor]) -> N
             raise ValueError(
                 f"gradients[{i}]: expected device {scale.device}, got {gradient.device}"
             )
+        _check_writable(f"gradients[{i}]", gradient)
 
 
-def _per_layer(
-    name: str, value: float | Sequence[float] | Tensor, scales: Sequence[Tensor]
+def _check_writable(name: str, tensor: Tensor) -> None:
+    """An expanded tensor holds one number for many entries: there is no place to write them."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    if any(size > 1 and stride == 0 for size, stride in sizes):
+        raise ValueError(
+            f"{name}: expected memory of its own for each entry, got an expanded tensor of "
+            f"stride {tensor.stride()}"
+        )
+
+
+def _numbers(
+    name: str, value: float | Sequence[float] | Tensor
 ) -> tuple[list[float], Tensor | None]:
     """The numbers and the factors of a strength or a threshold."""
     if isinstance(value, Tensor):
-        _check_factors(name, value, scales)
-        return [1.0], value.detach().reshape(-1)
-    numbers = [float(value)] if isinstance(value, (int, float)) else [float(v) for v in value]
-    if not isinstance(value, (int, float)) and len(numbers) != len(scales):
-        raise ValueError(
-            f"{name}: expected one number, or {len(scales)}, one a layer, got {len(numbers)}"
-        )
+        return [1.0], value
+    numbers = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)]
     for number in numbers:
-        if not 0 <= number < math.inf:
+        if not 0.0 <= number < math.inf:
             raise ValueError(f"{name}: expected finite numbers of at least 0, got {number}")
     return numbers, None
 
 
-def _check_factors(name: str, factors: Tensor, scales: Sequence[Tensor]) -> None:
+def _check_lengths(
+    name: str, numbers: list[float], factors: Tensor | None, scales: list[Tensor]
+) -> None:
+    layers = len(scales)
+    if len(numbers) not in (1, layers):
+        raise ValueError(
+            f"{name}: expected one number, or {layers}, one a layer, got {len(numbers)}"
+        )
+    if factors is None:
+        return
     if factors.dtype != torch.float32:
         raise TypeError(f"{name}: expected float32, got {factors.dtype}")
-    if factors.numel() not in (1, len(scales)) or factors.ndim > 1:
+    if factors.ndim > 1 or factors.numel() not in (1, layers):
         raise ValueError(
-            f"{name}: expected shape [] or [{len(scales)}], one entry a layer, got "
+            f"{name}: expected shape [] or [{layers}], one entry a layer, got "
             f"{list(factors.shape)}"
         )
     if scales and factors.device != scales[0].device:
