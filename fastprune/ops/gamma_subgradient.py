@@ -7,7 +7,6 @@ them spends its time in calls; these ops take them all at once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,13 @@ import torch
 from torch import Tensor
 
 from fastprune.ops._extension import DTYPES, cuda_extension, extension, reading_tensors
+from fastprune.ops._gamma_arguments import (
+    check_gradients,
+    check_lengths,
+    check_scales,
+    check_writable,
+    strength_numbers,
+)
 from fastprune.ops._op import Implementation, define, public
 
 __all__ = ["gamma_penalty", "gamma_proximal_", "gamma_subgradient_"]
@@ -286,14 +292,14 @@ def gamma_subgradient_(
         ValueError: lengths, shapes, devices or values are not.
     """
     scales, gradients = list(scales), list(gradients)
-    strengths, factors = _numbers("strength", strength)
+    strengths, factors = strength_numbers("strength", strength)
     if scales:
         arguments = (scales, gradients, strengths, factors)
         if _subgradient.direct(_device(scales), *arguments) is not NotImplemented:
             return
-    _check_scales(scales)
-    _check_gradients(scales, gradients)
-    _check_lengths("strength", strengths, factors, scales)
+    check_scales(scales)
+    check_gradients(scales, gradients)
+    check_lengths("strength", strengths, factors, scales)
     if scales:
         with torch.no_grad():
             _subgradient(scales, gradients, strengths, factors)
@@ -315,15 +321,15 @@ def gamma_proximal_(scales: Sequence[Tensor], threshold: float | Sequence[float]
         ValueError: lengths, shapes, devices or values are not.
     """
     scales = list(scales)
-    thresholds, factors = _numbers("threshold", threshold)
+    thresholds, factors = strength_numbers("threshold", threshold)
     if scales:
         done = _proximal.direct(_device(scales), scales, thresholds, factors)
         if done is not NotImplemented:
             return
-    _check_scales(scales)
+    check_scales(scales)
     for i, scale in enumerate(scales):
-        _check_writable(f"scales[{i}]", scale)
-    _check_lengths("threshold", thresholds, factors, scales)
+        check_writable(f"scales[{i}]", scale)
+    check_lengths("threshold", thresholds, factors, scales)
     if scales:
         with torch.no_grad():
             _proximal(scales, thresholds, factors)
@@ -349,7 +355,7 @@ def gamma_penalty(scales: Sequence[Tensor]) -> Tensor:
         total: Tensor = _penalty.direct(_device(scales), scales)
         if total is not NotImplemented:
             return total
-    _check_scales(scales)
+    check_scales(scales)
     if not scales:
         return torch.zeros(())
     if torch.is_grad_enabled() and any(s.requires_grad for s in scales):
@@ -357,85 +363,3 @@ def gamma_penalty(scales: Sequence[Tensor]) -> Tensor:
     else:
         total = _penalty(scales)
     return total
-
-
-def _check_scales(scales: list[Tensor]) -> None:
-    for i, scale in enumerate(scales):
-        if not isinstance(scale, Tensor):
-            raise TypeError(f"scales[{i}]: expected a tensor, got {type(scale).__name__}")
-        if not scale.is_floating_point():
-            raise TypeError(f"scales[{i}]: expected a floating dtype, got {scale.dtype}")
-        if scale.device != scales[0].device:
-            raise ValueError(
-                f"scales[{i}]: expected device {scales[0].device}, as scales[0] has, got "
-                f"{scale.device}"
-            )
-
-
-def _check_gradients(scales: list[Tensor], gradients: list[Tensor]) -> None:
-    if len(gradients) != len(scales):
-        raise ValueError(
-            f"gradients: expected {len(scales)}, one for each scale, got {len(gradients)}"
-        )
-    for i, (scale, gradient) in enumerate(zip(scales, gradients, strict=True)):
-        if not isinstance(gradient, Tensor):
-            raise TypeError(f"gradients[{i}]: expected a tensor, got {type(gradient).__name__}")
-        if gradient.dtype != scale.dtype:
-            raise TypeError(f"gradients[{i}]: expected {scale.dtype}, got {gradient.dtype}")
-        if gradient.shape != scale.shape:
-            raise ValueError(
-                f"gradients[{i}]: expected shape {list(scale.shape)}, got {list(gradient.shape)}"
-            )
-        if gradient.device != scale.device:
-            raise ValueError(
-                f"gradients[{i}]: expected device {scale.device}, got {gradient.device}"
-            )
-        _check_writable(f"gradients[{i}]", gradient)
-
-
-def _check_writable(name: str, tensor: Tensor) -> None:
-    """An expanded tensor holds one number for many entries: there is no place to write them."""
-    sizes = zip(tensor.shape, tensor.stride(), strict=True)
-    if any(size > 1 and stride == 0 for size, stride in sizes):
-        raise ValueError(
-            f"{name}: expected memory of its own for each entry, got an expanded tensor of "
-            f"stride {tensor.stride()}"
-        )
-
-
-def _numbers(
-    name: str, value: float | Sequence[float] | Tensor
-) -> tuple[list[float], Tensor | None]:
-    """The numbers and the factors of a strength or a threshold."""
-    if isinstance(value, Tensor):
-        return [1.0], value
-    numbers = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)]
-    for number in numbers:
-        if not 0.0 <= number < math.inf:
-            raise ValueError(f"{name}: expected finite numbers of at least 0, got {number}")
-    return numbers, None
-
-
-def _check_lengths(
-    name: str, numbers: list[float], factors: Tensor | None, scales: list[Tensor]
-) -> None:
-    layers = len(scales)
-    if len(numbers) not in (1, layers):
-        raise ValueError(
-            f"{name}: expected one number, or {layers}, one a layer, got {len(numbers)}"
-        )
-    if factors is None:
-        return
-    if factors.dtype != torch.float32:
-        raise TypeError(f"{name}: expected float32, got {factors.dtype}")
-    if factors.ndim > 1 or factors.numel() not in (1, layers):
-        raise ValueError(
-            f"{name}: expected shape [] or [{layers}], one entry a layer, got "
-            f"{list(factors.shape)}"
-        )
-    if scales and factors.device != scales[0].device:
-        raise ValueError(
-            f"{name}: expected device {scales[0].device}, as the scales have, got {factors.device}"
-        )
-    if not factors.is_contiguous():
-        raise ValueError(f"{name}: expected contiguous memory, got stride {factors.stride()}")

@@ -35,7 +35,11 @@ class OpCase:
 
 
 def cases_of(op: str) -> list[OpCase]:
-    """The cases of the op of that name, none of them large where there is no GPU."""
-    module = importlib.import_module(f"fastprune.testing.ops.{op}")
+    """The cases of the op of that name, none of them large where there is no GPU.
+
+    They are in the file of its name, without the underscore that ends the name of one that changes
+    its arguments.
+    """
+    module = importlib.import_module(f"fastprune.testing.ops.{op.removesuffix('_')}")
     cases: list[OpCase] = module.cases()
     return [case for case in cases if torch.cuda.is_available() or not case.large]
