@@ -253,7 +253,7 @@ class Op:
             not take the arguments, a backend was asked for, or something has to see the call:
             a compiler, a mode, functorch. Then check the arguments, and call the op.
         """
-        if not _plain_eager() or _state.explaining or _state.asked[-1] is not None:
+        if not _plain_eager() or _state.explaining or _state.backend is not None:
             return NotImplemented
         for implementation, kernel in self._usable(device)[:1]:
             if implementation.direct:
