@@ -103,6 +103,7 @@ class SparsityPenalty:
         if scales:
             gamma_proximal_(scales, [learning_rate * s for s in strengths])
 
+    @torch.no_grad()
     def value(self) -> Tensor:
         """s·Σ|γ|, a number on the network's device, without gradient: for logs."""
         total = torch.zeros((), device=self._norms[0].weight.device)
