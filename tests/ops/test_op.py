@@ -386,3 +386,19 @@ def test_without_numba_too_the_reference_runs() -> None:
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("zero_count on cpu: reference; not cpp: fastprune._C")
+
+
+def test_the_way_past_the_dispatcher_is_for_plain_calls_alone() -> None:
+    def kernel(x: Tensor) -> Tensor:
+        return x.new_tensor(1.0)
+
+    op = Example(Implementation("cpp", "cpu", lambda: kernel, direct=True), answers("numba")).op
+    second = Example(answers("numba")).op
+
+    assert op.direct("cpu", SMALL).item() == 1
+    assert second.direct("cpu", SMALL) is NotImplemented
+    assert op.direct("cuda", SMALL) is NotImplemented
+    with use_backend("cpp"):
+        assert op.direct("cpu", SMALL) is NotImplemented
+    with torch.utils._python_dispatch.TorchDispatchMode():
+        assert op.direct("cpu", SMALL) is NotImplemented
