@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -56,6 +57,21 @@ def find_nvcc() -> str:
     raise Unavailable(
         "nvcc was not found (looked at CUDACXX, CUDA_HOME, PATH and /usr/local/cuda)"
     )
+
+
+def find_pybind11() -> str:
+    """The folder of pybind11's headers; torch's own copy where the package is not installed."""
+    try:
+        import pybind11
+    except ImportError:
+        # Not imported: that takes seconds, and only the place is needed.
+        torch = find_spec("torch")
+        for folder in (torch and torch.submodule_search_locations) or ():
+            if Path(folder, "include", "pybind11", "pybind11.h").exists():
+                return str(Path(folder, "include"))
+        raise Unavailable("pybind11 is not installed, and there is no torch with a copy") from None
+    place: str = pybind11.get_include()
+    return place
 
 
 def run(command: list[str]) -> str:
@@ -119,11 +135,7 @@ class BuildExtension(build_ext):
         self.extensions = []
 
     def build_extension(self, extension: Extension) -> None:
-        try:
-            import pybind11
-        except ImportError:
-            raise Unavailable("pybind11 is not installed") from None
-        extension.include_dirs += [pybind11.get_include(), "csrc"]
+        extension.include_dirs += ["csrc", find_pybind11()]
         if self.compiler.compiler_type == "msvc":
             extension.extra_compile_args += ["/std:c++17", "/O2", "/EHsc"]
             openmp = ["/openmp"]

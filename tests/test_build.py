@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -137,3 +138,25 @@ def test_the_cuda_part_counts_devices_or_says_why_not() -> None:
             _C.cuda_device_count()
         with pytest.raises(RuntimeError, match=r"cudaError|compiled without CUDA"):
             _C.cuda_probe(0)
+
+
+def test_torch_has_the_headers_where_pybind11_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The function as it stands in setup.py, which cannot be imported: it would build."""
+    source = ast.parse((SOURCES / "setup.py").read_text())
+    wanted = [
+        node
+        for node in source.body
+        if (isinstance(node, ast.FunctionDef) and node.name == "find_pybind11")
+        or (isinstance(node, ast.ClassDef) and node.name == "Unavailable")
+    ]
+    space: dict[str, Any] = {"find_spec": find_spec, "Path": Path}
+    exec(compile(ast.Module(wanted, []), "setup.py", "exec"), space)
+    monkeypatch.setitem(sys.modules, "pybind11", None)
+
+    assert Path(space["find_pybind11"](), "pybind11", "pybind11.h").exists()
+
+    space["find_spec"] = lambda name: None
+    with pytest.raises(space["Unavailable"], match="pybind11 is not installed"):
+        space["find_pybind11"]()
