@@ -1,5 +1,5 @@
 # What is run daily; .ci/run calls the same. The tools come from PATH: activate an environment first.
-.PHONY: dev test interpret lint types bench build
+.PHONY: dev test interpret lint types bench gpu build
 
 # As many test processes as there are cores, but few: each holds a torch of its own.
 WORKERS ?= $(shell python -c 'import os; print(min(4, os.cpu_count() or 1))')
@@ -8,7 +8,7 @@ dev:  ## an editable install with everything that development needs
 	python -m pip install -e '.[test,dev,rivals,timm,onnx]'
 	pre-commit install
 
-test:  ## all tests
+test:  ## all tests, the gates of machine code among them
 	pytest -n $(WORKERS) --durations=10
 
 interpret:  ## Triton kernels without a GPU: the interpreter must be on before a kernel is imported
@@ -23,6 +23,9 @@ types:
 
 bench:  ## the quick benchmarks with their gates, one process, nothing beside them
 	pytest benchmarks
+
+gpu:  ## build, tests, sanitizer and benchmarks on a GPU, in under eight minutes
+	python benchmarks/gpu_check.py
 
 build:  ## a wheel in dist/
 	python -m pip wheel . --no-deps --wheel-dir dist
