@@ -151,9 +151,9 @@ PyObject* keep(py::object object) { return object.release().ptr(); }
 bool know_torch(py::object tensor, py::object parameter, py::tuple dtypes, py::object strided, py::object increment_version,
                 py::object current_stream, py::object exchange) {
     torch.view_of_object = nullptr;
-    if (!exchange.is_none()) {
-        auto* api = static_cast<ExchangeApi*>(PyCapsule_GetPointer(exchange.ptr(), "dlpack_exchange_api"));
-        if (api == nullptr) throw py::error_already_set();
+    constexpr const char* kCapsule = "dlpack_exchange_api";
+    if (PyCapsule_IsValid(exchange.ptr(), kCapsule)) {
+        auto* api = static_cast<ExchangeApi*>(PyCapsule_GetPointer(exchange.ptr(), kCapsule));
         while (api != nullptr && api->major != kMajor) api = api->previous;
         if (api != nullptr) torch.view_of_object = api->view_of_object;
     }
