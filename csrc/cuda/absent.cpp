@@ -5,6 +5,7 @@
 
 #include "device.h"
 #include "gamma_subgradient.h"
+#include "gather_channels.h"
 
 namespace fastprune::cuda {
 
@@ -27,6 +28,12 @@ void gamma_subgradient(const GammaLayers&, const Strengths&, std::uintptr_t) { t
 void gamma_proximal(const GammaLayers&, const Strengths&, std::uintptr_t) { throw std::runtime_error(kAbsent); }
 
 void gamma_penalty(const GammaLayers&, void*, std::uintptr_t) { throw std::runtime_error(kAbsent); }
+
+int gather_channels(const std::vector<std::uintptr_t>&, const std::vector<std::uintptr_t>&, const std::vector<int>&,
+                    const std::vector<std::int64_t>&, std::uintptr_t, const std::vector<std::int64_t>&, int,
+                    std::uintptr_t) {
+    throw std::runtime_error(kAbsent);
+}
 
 }  // namespace fastprune::cuda
 

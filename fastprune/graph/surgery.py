@@ -25,6 +25,7 @@ from fastprune.graph.program import Op, Program, Value
 from fastprune.graph.rules import ARITHMETIC, GROUPING
 from fastprune.graph.trace import trace_program
 from fastprune.nn import ChannelSelect
+from fastprune.ops import GatherPlan, gather_channels
 
 __all__ = ["apply_plan", "mask_plan"]
 
@@ -66,9 +67,9 @@ def apply_plan(
     cuts, selects = _cuts(graph, stays)
     tensors = _check_tensors(model, graph)
     memo: dict[int, Any] = {}
-    for name, indices in cuts.items():
+    cut = _cut([tensors[name] for name in cuts], list(cuts.values()), {})
+    for name, new in zip(cuts, cut, strict=True):
         old = tensors[name]
-        new: Tensor = _cut(old.detach(), indices)
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         memo[id(old)] = new
@@ -149,11 +150,13 @@ def _cuts(
     """
     cuts: dict[str, Indices] = {}
     selects: dict[str, Tensor] = {}
+    # A convolution, its batch norm and what reads it share one object, which is checked once.
+    found: dict[bytes, Tensor] = {}
     for slot in graph.slots:
         kept = stays[slot.channels]
         if kept.all():
             continue
-        index = torch.from_numpy(np.flatnonzero(kept))
+        index = found.setdefault(kept.tobytes(), torch.from_numpy(np.flatnonzero(kept)))
         for name in slot.parameters:
             if slot.role == "select":
                 selects[name] = index
@@ -162,21 +165,26 @@ def _cuts(
     return cuts, selects
 
 
-def _cut(tensor: Tensor, indices: Indices) -> Tensor:
-    """The kept entries, in the tensor's own memory format."""
-    new = tensor
-    for dim, index in sorted(
-        indices.items(), key=lambda item: len(item[1]) / tensor.shape[item[0]]
-    ):
-        new = new.index_select(dim, index.to(tensor.device))
-    for ndim, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if (
-            tensor.ndim == ndim
-            and not tensor.is_contiguous()
-            and tensor.is_contiguous(memory_format=memory_format)
-        ):
-            return new.contiguous(memory_format=memory_format)
-    return new
+def _cut(
+    tensors: Sequence[Tensor], indices: Sequence[Indices], plans: dict[Any, GatherPlan]
+) -> list[Tensor]:
+    """The kept entries of every tensor, in its own memory format; tensors of a device in one call.
+
+    Args:
+        tensors: any, on any devices.
+        indices: of each tensor, kept positions by dimension.
+        plans: that were made before for the same shapes and positions, and are added to.
+    """
+    places: dict[torch.device, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        places.setdefault(tensor.device, []).append(i)
+    results: dict[int, Tensor] = {}
+    for at in places.values():
+        key = tuple((tensors[i].shape, *((d, id(x)) for d, x in indices[i].items())) for i in at)
+        if key not in plans:
+            plans[key] = GatherPlan.of([tensors[i].shape for i in at], [indices[i] for i in at])
+        results |= zip(at, gather_channels([tensors[i] for i in at], plans[key]), strict=True)
+    return [results[i] for i in range(len(tensors))]
 
 
 def _update_sizes(
@@ -234,7 +242,8 @@ def _insert_select(small: nn.Module, name: str, kept: Tensor) -> None:
     device = next(
         (t.device for t in (*reader.parameters(), *reader.buffers())), torch.device("cpu")
     )
-    select = ChannelSelect(kept.to(device))
+    # Of its own: other norm layers may keep the same channels by the same object.
+    select = ChannelSelect(kept.to(device, copy=True))
     pair = nn.Sequential(OrderedDict(reader=reader, select=select))
     select.training = pair.training = reader.training
     parent._modules[attribute] = pair
@@ -338,6 +347,7 @@ def _move_optimizer(
     for group in optimizer.param_groups:
         if any(id(old) not in by_id for old in group["params"]):
             raise GraphError("optimizer: holds a parameter that is not one of the model's")
+    found: dict[str, list[tuple[dict[str, Any], Indices]]] = {}
     for group in optimizer.param_groups:
         for i, old in enumerate(group["params"]):
             name = by_id[id(old)]
@@ -345,18 +355,20 @@ def _move_optimizer(
             state = optimizer.state.pop(old, None)
             group["params"][i] = new
             if state is not None:
-                optimizer.state[new] = {
-                    key: _cut_state(value, old, cuts.get(name, {})) for key, value in state.items()
-                }
+                optimizer.state[new] = state = dict(state)
+                for key, value in state.items():
+                    shared = _shared(value, old, cuts.get(name, {}))
+                    if shared:
+                        found.setdefault(key, []).append((state, shared))
+    plans: dict[Any, GatherPlan] = {}
+    for key, entries in found.items():
+        cut = _cut([state[key] for state, _ in entries], [shared for _, shared in entries], plans)
+        for (state, _), value in zip(entries, cut, strict=True):
+            state[key] = value
 
 
-def _cut_state(value: Any, parameter: Tensor, cuts: Indices) -> Any:
-    """An optimizer's state of one parameter, cut along the dimensions that it has in common with
-    it.
-    """
+def _shared(value: Any, parameter: Tensor, cuts: Indices) -> Indices:
+    """The cuts of a parameter along dimensions that an optimizer's state has in common with it."""
     if not isinstance(value, Tensor) or value.ndim != parameter.ndim:
-        return value
-    shared = {
-        dim: index for dim, index in cuts.items() if value.shape[dim] == parameter.shape[dim]
-    }
-    return _cut(value, shared) if shared else value
+        return {}
+    return {dim: index for dim, index in cuts.items() if value.shape[dim] == parameter.shape[dim]}

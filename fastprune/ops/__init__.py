@@ -8,15 +8,18 @@ print(zero_count.explain(activation))       # what ran, and why not the rest
 from fastprune.ops._op import Explanation, registered, use_backend
 from fastprune.ops.batch_norm_relu_zero_count import batch_norm_relu_zero_count
 from fastprune.ops.gamma_subgradient import gamma_penalty, gamma_proximal_, gamma_subgradient_
+from fastprune.ops.gather_channels import GatherPlan, gather_channels
 from fastprune.ops.relu_zero_count import relu_zero_count
 from fastprune.ops.zero_count import zero_count
 
 __all__ = [
     "Explanation",
+    "GatherPlan",
     "batch_norm_relu_zero_count",
     "gamma_penalty",
     "gamma_proximal_",
     "gamma_subgradient_",
+    "gather_channels",
     "registered",
     "relu_zero_count",
     "use_backend",
