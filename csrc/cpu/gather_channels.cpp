@@ -27,9 +27,16 @@ namespace {
 
 constexpr std::int64_t kLine = 64;
 constexpr std::int64_t kChunk = 256 * 1024;
-// Rows are short and jump over what is not kept, so the processor's own prefetching starts anew in each. Measured on
-// 256 × 256 floats out of memory: 8.8 ns a line without, 6.4 one row ahead, 5.0 two rows ahead.
-constexpr std::int64_t kAhead = 2;
+// Rows jump over what is not kept, so the processor's own prefetching, into the second-level cache, loses its thread; and
+// the misses that the first level keeps in flight are too few for the memory: 4.3 ms for ResNet-50, against 3.0 by
+// prefetching into the second level this far ahead (Zen 4, reading alone; 64 to 512 lines are the same).
+constexpr std::int64_t kAhead = 128 * kLine;
+
+inline void fetch(const char* line) {
+#ifdef __GNUC__
+    __builtin_prefetch(line, 0, 2);
+#endif
+}
 
 // A line of a row of which something is kept, and which of its lanes.
 struct Block {
@@ -109,7 +116,7 @@ void copy_entries(const char* src, char* dst, const std::int64_t* index, std::in
             const auto lanes = static_cast<MASK>(block.lanes);                                                          \
             /* Past the source's end, or into another thread's rows, only lanes that are meant. */                      \
             __m512i line = from + kLine <= task.end ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_##SUFFIX(lanes, from); \
-            __builtin_prefetch(ahead + block.at);                                                                       \
+            fetch(ahead + block.at);                                                                                    \
             line = _mm512_maskz_compress_##SUFFIX(lanes, line);                                                         \
             if (dst + kLine <= dst_end) {                                                                               \
                 _mm512_storeu_si512(dst, line);                                                                         \
@@ -227,15 +234,20 @@ void run(const Chunk& chunk, std::vector<std::int64_t>& starts) {
     }
     row_starts(task, chunk.first, chunk.last, starts);
     const std::int64_t row = task.kept * copy.run, rows = chunk.last - chunk.first;
+    // Of sparse rows and long entries most lines are not wanted.
+    const std::int64_t fetched = copy.run < kLine && 8 * row > task.row ? task.row : 0;
+    const std::int64_t ahead = std::max<std::int64_t>(1, kAhead / task.row);
     char* dst = copy.dst + chunk.first * row;
     char* dst_end = dst + rows * row;
     for (std::int64_t r = 0; r < rows; ++r, dst += row) {
         const char* src = copy.src + starts[r];
-        if (task.lane == 0) {
-            copy_entries(src, dst, task.index, task.kept, copy.run);
-        } else {
-            compress(task, src, copy.src + starts[std::min(r + kAhead, rows - 1)], dst, dst_end);
+        const char* later = copy.src + starts[std::min(r + ahead, rows - 1)];
+        if (task.lane != 0) {
+            compress(task, src, later, dst, dst_end);
+            continue;
         }
+        for (std::int64_t at = 0; at < fetched; at += kLine) fetch(later + at);
+        copy_entries(src, dst, task.index, task.kept, copy.run);
     }
 }
 
