@@ -7,15 +7,19 @@ print(zero_count.explain(activation))       # what ran, and why not the rest
 
 from fastprune.ops._op import Explanation, registered, use_backend
 from fastprune.ops.batch_norm_relu_zero_count import batch_norm_relu_zero_count
+from fastprune.ops.channel_scores import ChannelScores, channel_scores, channel_scores_of
 from fastprune.ops.gamma_subgradient import gamma_penalty, gamma_proximal_, gamma_subgradient_
 from fastprune.ops.gather_channels import GatherPlan, gather_channels
 from fastprune.ops.relu_zero_count import relu_zero_count
 from fastprune.ops.zero_count import zero_count
 
 __all__ = [
+    "ChannelScores",
     "Explanation",
     "GatherPlan",
     "batch_norm_relu_zero_count",
+    "channel_scores",
+    "channel_scores_of",
     "gamma_penalty",
     "gamma_proximal_",
     "gamma_subgradient_",
