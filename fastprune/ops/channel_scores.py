@@ -103,7 +103,7 @@ def _unsupported_weight(weight: Tensor) -> str | None:
         return f"dtype {weight.dtype}"
     if weight.ndim < 2:
         return "a vector has nothing to add up"
-    return not_dense(weight)
+    return None if weight.is_contiguous() else not_dense(weight)
 
 
 def _unsupported(weights: Sequence[Tensor]) -> str | None:
@@ -133,9 +133,9 @@ _op = define(
 def channel_scores(weight: Tensor) -> ChannelScores:
     """Σ|w| and Σw² of each out and each in channel of a weight: what L1 and L2 criteria rank by.
 
-    Li et al., *Pruning Filters for Efficient ConvNets*, ICLR 2017. Sums are accumulated in float32,
-    of float64 weights in float64, in an order that does not depend on the number of threads.
-    Not differentiable: the weight is detached.
+    Li et al., *Pruning Filters for Efficient ConvNets*, ICLR 2017. Sums are accumulated in
+    float32, of float64 weights in float64, in an order that does not depend on the number of
+    threads. Not differentiable: the weight is detached.
 
     Args:
         weight: ``[O, I, ...]``, any floating dtype; read once where it is contiguous or
@@ -153,8 +153,8 @@ def channel_scores(weight: Tensor) -> ChannelScores:
 def channel_scores_of(weights: Sequence[Tensor]) -> list[ChannelScores]:
     """:func:`channel_scores` of many weights, in their order.
 
-    Weights of one device and one dtype are one call of the op: on a GPU two launches where each
-    weight would take two.
+    Weights of one device and one dtype are one call of the op: on a GPU two or three launches in
+    all, where each weight alone would take two.
 
     Args:
         weights: as :func:`channel_scores` takes them.
