@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastprune.errors import FastpruneError, GraphError
 from fastprune.graph import ChannelGraph
+from fastprune.ops import ChannelScores, channel_scores, channel_scores_of
 from fastprune.registry import Registry
 
-__all__ = ["WEIGHT_ROLES", "Scores", "by_group", "join_slots", "registry", "score", "summed"]
+__all__ = [
+    "WEIGHT_ROLES",
+    "Scores",
+    "by_group",
+    "join_slots",
+    "norms",
+    "registry",
+    "score",
+    "summed",
+]
 
 Scores = dict[str, Tensor]
 """Group name -> float32 scores ``[channels]``."""
@@ -78,13 +89,13 @@ def join_slots(
         Scores of the groups that have such a slot.
     """
     parameters = dict(model.named_parameters())
-    total = torch.zeros(graph.total + 1, dtype=torch.float32)
-    slots = torch.zeros(graph.total + 1, dtype=torch.float32)
+    channels: list[Tensor] = []
+    values: list[Tensor] = []
+    slots = np.zeros(graph.total + 1, dtype=np.float32)
     with torch.no_grad():
         for slot in graph.slots:
             if slot.role not in roles:
                 continue
-            channels = torch.from_numpy(slot.channels)
             counted = False
             for name in slot.parameters:
                 parameter = parameters.get(name)
@@ -96,15 +107,22 @@ def join_slots(
                         f"{parameter.shape[slot.dim]} channels in "
                         f"dimension {slot.dim}, the graph {len(slot.channels)}"
                     )
-                total.index_add_(
-                    0, channels, per_position(parameter, slot.dim, name).float().cpu()
-                )
+                channels.append(torch.from_numpy(slot.channels))
+                values.append(per_position(parameter, slot.dim, name))
                 counted = True
             if counted:
                 # Exchangeable channels of a group occur in the same slots, so one entry each is
                 # enough.
-                slots[channels] += 1
-    return by_group(graph, total / slots.clamp(min=1), slots, normalize=normalize)
+                slots[slot.channels] += 1
+    total = torch.zeros(graph.total + 1, dtype=torch.float32)
+    if values:
+        # Joined before they leave a GPU, which is then waited for once.
+        if len({v.device for v in values}) > 1:
+            values = [v.cpu() for v in values]
+        joined = torch.cat([v.float() for v in values])
+        total.index_add_(0, torch.cat(channels), joined.cpu())
+    counts = torch.from_numpy(slots)
+    return by_group(graph, total / counts.clamp(min=1), counts, normalize=normalize)
 
 
 def by_group(graph: ChannelGraph, values: Tensor, slots: Tensor, *, normalize: bool) -> Scores:
@@ -124,6 +142,36 @@ def by_group(graph: ChannelGraph, values: Tensor, slots: Tensor, *, normalize: b
     return scores
 
 
+def norms(
+    model: nn.Module,
+    graph: ChannelGraph,
+    vectors: Callable[[ChannelScores], tuple[Tensor, Tensor]],
+) -> Callable[[Tensor, int, str], Tensor]:
+    """Values of positions from the sums of |w| or w² of all weights, for :func:`join_slots`.
+
+    All weights are read once, in one call: on ResNet-50 it takes as long as one sum of them.
+
+    Args:
+        vectors: picks the out and the in side's values.
+    """
+    parameters = dict(model.named_parameters())
+    names = {n: None for slot in graph.slots if slot.role in WEIGHT_ROLES for n in slot.parameters}
+    weights = {n: _floating(parameters[n]) for n in names if n in parameters}
+    scores = channel_scores_of(list(weights.values()))
+    found = {name: vectors(each) for name, each in zip(weights, scores, strict=True)}
+
+    def values(parameter: Tensor, dim: int, name: str) -> Tensor:
+        if dim > 1:
+            return vectors(channel_scores(_floating(parameter).movedim(dim, 0)))[0]
+        return found[name][dim]
+
+    return values
+
+
+def _floating(weight: Tensor) -> Tensor:
+    return weight if weight.is_floating_point() else weight.float()
+
+
 def summed(
     elementwise: Callable[[Tensor, str, Tensor], Tensor],
     finish: Callable[[Tensor], Tensor] | None = None,
@@ -131,8 +179,7 @@ def summed(
     """Values of positions as sums over a weight's other dimensions, for :func:`join_slots`.
 
     The out and the in side of a weight follow each other, so the elementwise pass over the weight
-    is made once for
-    both: on ResNet-50 11 ms instead of 85 with one norm a side.
+    is made once for both.
 
     Args:
         elementwise: (parameter, name, buffer of its shape to write to) -> values of the single

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fastprune.criteria._scores import Scores, join_slots, registry, summed
+from fastprune.criteria._scores import Scores, join_slots, norms, registry
 from fastprune.graph import ChannelGraph
 
 __all__ = ["l1"]
@@ -20,7 +19,4 @@ def l1(model: nn.Module, graph: ChannelGraph) -> Scores:
     share the channel.
     """
 
-    def magnitude(parameter: Tensor, name: str, out: Tensor) -> Tensor:
-        return torch.abs(parameter, out=out)
-
-    return join_slots(model, graph, summed(magnitude))
+    return join_slots(model, graph, norms(model, graph, lambda s: (s.out_abs, s.in_abs)))

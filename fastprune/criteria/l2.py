@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fastprune.criteria._scores import Scores, join_slots, registry, summed
+from fastprune.criteria._scores import Scores, join_slots, norms, registry
 from fastprune.graph import ChannelGraph
 
 __all__ = ["l2"]
@@ -17,7 +16,6 @@ def l2(model: nn.Module, graph: ChannelGraph) -> Scores:
     mean.
     """
 
-    def square(parameter: Tensor, name: str, out: Tensor) -> Tensor:
-        return torch.square(parameter, out=out)
-
-    return join_slots(model, graph, summed(square, torch.sqrt))
+    return join_slots(
+        model, graph, norms(model, graph, lambda s: (s.out_square.sqrt(), s.in_square.sqrt()))
+    )

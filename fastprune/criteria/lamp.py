@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastprune.criteria._scores import Scores, join_slots, registry, summed
+from fastprune.criteria._scores import Scores, join_slots, norms, registry
 from fastprune.graph import ChannelGraph
 
 __all__ = ["lamp"]
@@ -20,10 +20,8 @@ def lamp(model: nn.Module, graph: ChannelGraph) -> Scores:
     group scores 1, so no group is emptied before others; no further normalisation.
     """
 
-    def square(parameter: Tensor, name: str, out: Tensor) -> Tensor:
-        return torch.square(parameter, out=out)
-
-    scores = join_slots(model, graph, summed(square), normalize=False)
+    squares = norms(model, graph, lambda s: (s.out_square, s.in_square))
+    scores = join_slots(model, graph, squares, normalize=False)
     return {name: _adaptive(values) for name, values in scores.items()}
 
 
