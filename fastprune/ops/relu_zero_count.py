@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from fastprune.ops._checks import check_activation, check_counter
-from fastprune.ops._op import define, public
-from fastprune.ops.zero_count import add_zeros
+from fastprune.ops._extension import DTYPES, extension
+from fastprune.ops._layout import dense_layout
+from fastprune.ops._op import Implementation, Kernel, define, public
+from fastprune.ops.zero_count import add_zeros, not_supported
 
 __all__ = ["relu_zero_count"]
 
@@ -24,11 +26,37 @@ def _fake(x: Tensor, counter: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
+def _cpp() -> Kernel:
+    rectify = extension().relu_zero_count
+
+    def run(x: Tensor, counter: Tensor) -> Tensor:
+        layout = dense_layout(x)
+        assert layout is not None
+        y = torch.empty_like(x)
+        rectify(
+            x.data_ptr(),
+            y.data_ptr(),
+            counter.data_ptr(),
+            DTYPES[x.dtype],
+            layout.outer,
+            layout.channels,
+            layout.inner,
+            layout.channels_last,
+            torch.get_num_threads(),
+        )
+        return y
+
+    return run
+
+
 _op = define(
     "relu_zero_count",
     "(Tensor x, Tensor(a!) counter) -> Tensor",
     fake=_fake,
     reference=_reference,
+    implementations=[
+        Implementation("cpp", "cpu", _cpp, not_supported),
+    ],
 )
 
 

@@ -12,7 +12,7 @@ from fastprune.ops._extension import DTYPES, extension
 from fastprune.ops._layout import dense_layout, not_dense
 from fastprune.ops._op import Implementation, define, public
 
-__all__ = ["add_zeros", "zero_count"]
+__all__ = ["add_zeros", "not_supported", "zero_count"]
 
 
 def add_zeros(x: Tensor, counter: Tensor) -> None:
@@ -59,7 +59,8 @@ def _triton() -> Callable[[Tensor, Tensor], None]:
     return kernel
 
 
-def _unsupported(x: Tensor, counter: Tensor) -> str | None:
+def not_supported(x: Tensor, *others: object) -> str | None:
+    """Why the compiled implementations of ops that count zeros do not take ``x``, or None."""
     if x.dtype not in DTYPES:
         return f"dtype {x.dtype}"
     return not_dense(x)
@@ -71,9 +72,9 @@ _op = define(
     fake=_fake,
     reference=add_zeros,
     implementations=[
-        Implementation("triton", "cuda", _triton, _unsupported),
-        Implementation("cpp", "cpu", _cpp, _unsupported),
-        Implementation("numba", "cpu", _numba, _unsupported),
+        Implementation("triton", "cuda", _triton, not_supported),
+        Implementation("cpp", "cpu", _cpp, not_supported),
+        Implementation("numba", "cpu", _numba, not_supported),
     ],
 )
 
