@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <string>
 #include <type_traits>
 
 #include "dtype.h"
@@ -26,13 +28,20 @@ namespace fastprune {
 
 enum class Simd { baseline, avx2, avx512 };
 
+// The level of the loops below, asked once. FASTPRUNE_SIMD=baseline or avx2 keeps it lower, so that one processor can test
+// what others run.
 inline Simd simd_level() {
 #ifdef FASTPRUNE_SIMD_VERSIONS
     static const Simd level = [] {
-        if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Simd::baseline;
+        const char* asked = std::getenv("FASTPRUNE_SIMD");
+        const std::string most = asked ? asked : "";
+        if (most == "baseline" || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+            !__builtin_cpu_supports("bmi2")) {
+            return Simd::baseline;
+        }
         const bool wide = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512vl");
-        return wide ? Simd::avx512 : Simd::avx2;
+        return wide && most != "avx2" ? Simd::avx512 : Simd::avx2;
     }();
     return level;
 #else
@@ -234,15 +243,29 @@ Words<Bits> words_kernel() {
 
 // ---- counter lanes: counts[i] += whether x[row * wide + i] is zero ------------------------------------------------
 
+// 1 for a zero; with kRelu the element is rectified and stored first.
+template <bool kRelu, class Bits>
+FASTPRUNE_INLINE Bits zero_at(const Bits* x, Bits* y, std::int64_t at, Bits negative) {
+    const Bits value = rectified<kRelu>(x[at], negative);
+    if constexpr (kRelu) y[at] = value;
+    return (value & kMagnitude<Bits>) == 0;
+}
+
 template <bool kRelu, class Bits>
 FASTPRUNE_INLINE void lanes_body(const Bits* FASTPRUNE_RESTRICT x, Bits* FASTPRUNE_RESTRICT y, std::int64_t rows,
                                  std::int64_t wide, Bits negative, Bits* FASTPRUNE_RESTRICT counts) {
-    for (std::int64_t row = 0; row < rows; ++row) {
+    // Two rows at a time halve the traffic of the counters.
+    for (; rows >= 2; rows -= 2) {
         for (std::int64_t i = 0; i < wide; ++i) {
-            const Bits value = rectified<kRelu>(x[row * wide + i], negative);
-            if constexpr (kRelu) y[row * wide + i] = value;
-            counts[i] = static_cast<Bits>(counts[i] + ((value & kMagnitude<Bits>) == 0));
+            const Bits first = zero_at<kRelu>(x, y, i, negative), second = zero_at<kRelu>(x, y, wide + i, negative);
+            counts[i] = static_cast<Bits>(counts[i] + first + second);
         }
+        x += 2 * wide;
+        if constexpr (kRelu) y += 2 * wide;
+    }
+    if (rows == 0) return;
+    for (std::int64_t i = 0; i < wide; ++i) {
+        counts[i] = static_cast<Bits>(counts[i] + zero_at<kRelu>(x, y, i, negative));
     }
 }
 

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastprune.ops._checks import check_activation, check_counter, check_vector
-from fastprune.ops._op import define, public
-from fastprune.ops.zero_count import add_zeros
+from fastprune.ops._extension import DTYPES, extension
+from fastprune.ops._layout import dense_layout
+from fastprune.ops._op import Implementation, Kernel, define, public
+from fastprune.ops.zero_count import add_zeros, not_supported
 
 __all__ = ["batch_norm_relu_zero_count"]
 
@@ -24,6 +26,8 @@ def _reference(
     counter: Tensor,
     eps: float,
 ) -> Tensor:
+    if x.numel() == 0:
+        return torch.empty_like(x)
     y = torch.relu(F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps))
     add_zeros(y, counter)
     kept = torch.empty_like(x)
@@ -43,12 +47,55 @@ def _fake(
     return torch.empty_like(x)
 
 
+def _cpp() -> Kernel:
+    normalise = extension().batch_norm_relu_zero_count
+
+    def run(
+        x: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        counter: Tensor,
+        eps: float,
+    ) -> Tensor:
+        layout = dense_layout(x)
+        assert layout is not None
+        y = torch.empty_like(x)
+        vectors = _single(x, running_mean, running_var, weight, bias)
+        normalise(
+            x.data_ptr(),
+            y.data_ptr(),
+            *(0 if vector is None else vector.data_ptr() for vector in vectors),
+            eps,
+            counter.data_ptr(),
+            DTYPES[x.dtype],
+            layout.outer,
+            layout.channels,
+            layout.inner,
+            layout.channels_last,
+            torch.get_num_threads(),
+        )
+        return y
+
+    return run
+
+
+def _single(x: Tensor, *vectors: Tensor | None) -> list[Tensor | None]:
+    """Statistics of 16 bits become float32, which others are already."""
+    wanted = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return [None if vector is None else vector.to(wanted) for vector in vectors]
+
+
 _op = define(
     "batch_norm_relu_zero_count",
     "(Tensor x, Tensor running_mean, Tensor running_var, Tensor? weight, Tensor? bias, "
     "Tensor(a!) counter, float eps) -> Tensor",
     fake=_fake,
     reference=_reference,
+    implementations=[
+        Implementation("cpp", "cpu", _cpp, not_supported),
+    ],
 )
 
 
