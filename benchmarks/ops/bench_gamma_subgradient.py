@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from _gpu import compare_gpu
 from _interleave import compare
 from torch import Tensor, nn
 
@@ -141,8 +142,6 @@ def bench_proximal_against_foreach(benchmark: Any, gate: Any) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("rival", ["loop", "foreach"])
 def bench_subgradient_on_a_gpu(gate: Any, gpu: Any, benchmark: Any, name: str, rival: str) -> None:
-    from _gpu import compare_gpu
-
     network = Penalised(name, "cuda")
     network.check()
     ours = gamma_subgradient_.explain(network.scales, network.gradients, STRENGTH)
