@@ -24,7 +24,7 @@ from triton.runtime.jit import JITFunction
 
 from fastprune.kernels.triton._variant import Variant
 from fastprune.ops import registered
-from fastprune.testing.ops import OpCase
+from fastprune.testing.ops import OpCase, cases_of
 
 __all__ = [
     "ARCHITECTURES",
@@ -35,6 +35,8 @@ __all__ = [
     "launches",
     "local_instructions",
     "modules",
+    "most_launches",
+    "ops",
     "variants_of",
 ]
 
@@ -94,6 +96,21 @@ def variants_of(module: str) -> tuple[Variant, ...]:
     """What ``variants()`` of a file gives; nothing where it has no such function."""
     loaded = importlib.import_module(f"fastprune.kernels.triton.{module}")
     return tuple(getattr(loaded, "variants", tuple)())
+
+
+def ops() -> list[str]:
+    """Names of the ops that have a Triton implementation."""
+    return [
+        name
+        for name, op in registered().items()
+        if any(i.backend == "triton" for i in op.implementations)
+    ]
+
+
+def most_launches(op: str) -> int:
+    """Of one call, over the op's small cases."""
+    cases = [case for case in cases_of(op) if not case.large]
+    return max(len(launches(op, case) or ()) for case in cases)
 
 
 def compile_variant(variant: Variant, architecture: int) -> Code:

@@ -28,7 +28,7 @@ def triton_rows() -> dict[str, dict[str, int]]:
                     "load": found.load,
                     "store": found.store,
                 }
-    return rows
+    return rows | {op: {"launches": code.most_launches(op)} for op in code.ops()}
 
 
 def cuda_rows() -> dict[str, dict[str, int]]:
