@@ -20,9 +20,9 @@ from fastprune.kernels.triton._variant import Variant
 
 __all__ = ["channel_scores", "variants"]
 
-# A program goes down ROWS rows of COLUMNS columns in steps of STEP: its column sums stay in
-# registers, 16 of each kind a thread, and it writes 2 / ROWS + 2 / COLUMNS numbers for one that it
-# reads.
+# A program goes down its tile of COLUMNS columns in steps of STEP rows: its column sums stay in
+# registers, 16 of each kind a thread, and it writes 2 / height + 2 / COLUMNS numbers for one that
+# it reads.
 STEP, COLUMNS = 8, 256
 # Where rows start anywhere, each number takes a load and an address of its own: fewer of them fit
 # into the registers.
@@ -46,13 +46,16 @@ def channel_scores_tiles(
     jobs_ptr,
     programs_ptr,
     scratch_ptr,
-    ROWS: tl.constexpr,
+    height,
     STEP: tl.constexpr,
     COLUMNS: tl.constexpr,
     FIELDS: tl.constexpr,
     DIVISOR: tl.constexpr,
 ):
-    """A program adds up one tile of one weight; rows are as long as a multiple of DIVISOR."""
+    """A program adds up one tile of one weight, of `height` rows.
+
+    Rows are as long as a multiple of DIVISOR; if that is more than 1, they start at 16 bytes.
+    """
     entry = programs_ptr + 2 * tl.program_id(0)
     job_ptr = jobs_ptr + FIELDS * tl.load(entry)
     tile = tl.load(entry + 1)
@@ -65,14 +68,14 @@ def channel_scores_tiles(
     across = tile % tiles
     down = tile // tiles
     column = across * COLUMNS + tl.arange(0, COLUMNS)
-    row = down * ROWS + tl.arange(0, STEP)
-    end = tl.minimum(rows, (down + 1) * ROWS)
+    row = down * height + tl.arange(0, STEP)
+    end = tl.minimum(rows, (down + 1) * height)
     row_sums = scratch_ptr + tl.load(job_ptr + 4) + across * 2 * rows
     column_sums = scratch_ptr + tl.load(job_ptr + 5) + down * 2 * length + column
     absolute = tl.zeros([STEP, COLUMNS], tl.float32)
     square = tl.zeros([STEP, COLUMNS], tl.float32)
     x = load_step(x_ptr, row, column, end, length)
-    for _ in range(0, ROWS, STEP):
+    for _ in range(0, height, STEP):
         # On its way while this step is added up: what is stored could be what is loaded, so the
         # compiler does not move loads before stores.
         ahead = load_step(x_ptr, row + STEP, column, end, length)
@@ -141,7 +144,7 @@ class Work(NamedTuple):
         sides: int64 ``[2 * weights, SIDE_FIELDS]``.
         tiles: (divisor of row lengths, int64 ``[programs, 2]``: a weight and its tile).
         blocks: int64 ``[programs, 2]``: a side and its block of channels.
-        rows: of a tile.
+        height: rows of a tile.
         scratch: how many partial sums there are.
     """
 
@@ -149,7 +152,7 @@ class Work(NamedTuple):
     sides: Tensor
     tiles: tuple[tuple[int, Tensor], ...]
     blocks: Tensor
-    rows: int
+    height: int
     scratch: int
 
 
@@ -173,7 +176,7 @@ def channel_scores(weights: Sequence[Tensor], out: Tensor) -> None:
                 work.weights,
                 programs,
                 scratch,
-                ROWS=work.rows,
+                work.height,
                 STEP=STEP if divisor > 1 else RAGGED_STEP,
                 COLUMNS=COLUMNS,
                 FIELDS=WEIGHT_FIELDS,
@@ -213,7 +216,7 @@ def _planned(
     weights: tuple[Weight, ...], item: int, device: torch.device, stream: int | None
 ) -> Work:
     numel = sum(w.rows * w.channels * w.positions for w in weights)
-    rows = _rows(numel)
+    height = _height(numel)
     weight_jobs: list[int] = []
     side_jobs: list[int] = []
     tiles: dict[int, list[int]] = {}
@@ -221,7 +224,7 @@ def _planned(
     scratch = written = 0
     for place, w in enumerate(weights):
         length = w.channels * w.positions
-        across, down = triton.cdiv(length, COLUMNS), triton.cdiv(w.rows, rows)
+        across, down = triton.cdiv(length, COLUMNS), triton.cdiv(w.rows, height)
         row_sums, column_sums = scratch, scratch + across * 2 * w.rows
         scratch = column_sums + down * 2 * length
         weight_jobs += [w.address, w.rows, length, across, row_sums, column_sums]
@@ -243,13 +246,13 @@ def _planned(
         sides=found[1],
         tiles=tuple((d, t.view(-1, 2)) for d, t in zip(tiles, found[3:], strict=True) if len(t)),
         blocks=found[2].view(-1, 2),
-        rows=rows,
+        height=height,
         scratch=scratch,
     )
 
 
-def _rows(numel: int) -> int:
-    """Of a tile: few where there would be too few tiles for all processors."""
+def _height(numel: int) -> int:
+    """Rows of a tile: few where there would be too few tiles for all processors."""
     if numel >= 1 << 26:
         return 128
     return 64 if numel >= 1 << 23 else 32
@@ -269,20 +272,24 @@ def _upload(tables: list[list[int]], device: torch.device, stream: int | None) -
 def variants() -> tuple[Variant, ...]:
     """The compilations that launches ask for."""
     tables = {"jobs_ptr": "*i64", "programs_ptr": "*i64", "scratch_ptr": "*fp32"}
-    of_tiles = ("ROWS", "STEP", "COLUMNS", "FIELDS", "DIVISOR")
+    of_tiles = ("STEP", "COLUMNS", "FIELDS", "DIVISOR")
     found = [
         Variant(
             f"tiles-{dtype}{'' if aligned else '-ragged'}",
             channel_scores_tiles,
-            {"like_ptr": f"*{dtype}", **tables, **dict.fromkeys(of_tiles, "constexpr")},
             {
-                "ROWS": 64,
+                "like_ptr": f"*{dtype}",
+                **tables,
+                "height": "i32",
+                **dict.fromkeys(of_tiles, "constexpr"),
+            },
+            {
                 "STEP": STEP if aligned else RAGGED_STEP,
                 "COLUMNS": COLUMNS,
                 "FIELDS": WEIGHT_FIELDS,
                 "DIVISOR": divisor if aligned else 1,
             },
-            aligned=("like_ptr", *tables),
+            aligned=("like_ptr", *tables, "height"),
             wide=aligned,
         )
         for dtype, divisor in (("fp32", 4), ("fp16", 8), ("bf16", 8))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastprune import criteria
+from fastprune.criteria._scores import norms
 from fastprune.errors import FastpruneError, GraphError
-from fastprune.graph import apply_plan, solve, trace
+from fastprune.graph import Slot, apply_plan, solve, trace
 from fastprune.testing import fill
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
@@ -269,3 +271,22 @@ def test_a_grouped_convolution_is_scored_by_units() -> None:
     expected = normal((stem + depthwise + made + read + head) / 5)
 
     torch.testing.assert_close(criteria.l1(model, graph)["stem"], expected)
+
+
+def test_norms_of_any_dimension_and_dtype() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.deep = nn.Parameter(torch.randn(3, 4, 5))
+            self.whole = nn.Parameter(torch.arange(6).view(2, 3), requires_grad=False)
+
+    model, graph = Odd(), trace(plain(), EXAMPLE)
+    names = ("deep", "whole", "missing")
+    # A property that is computed once: what is put in its place stays.
+    graph.__dict__["slots"] = tuple(Slot((name,), 0, "out", np.arange(1)) for name in names)
+    values = norms(model, graph, lambda s: (s.out_abs, s.in_abs))
+    for name, dims in (("deep", 3), ("whole", 2)):
+        parameter = getattr(model, name)
+        for dim in range(dims):
+            expected = parameter.detach().float().abs().movedim(dim, 0).flatten(1).sum(1)
+            torch.testing.assert_close(values(parameter, dim, name), expected)

@@ -134,3 +134,22 @@ def test_explain_says_why_not() -> None:
     assert "a vector has nothing to add up" in str(channel_scores.explain(weight[0]))
     with use_backend("cpp"), pytest.raises(BackendError, match="neither contiguous"):
         channel_scores(weight.t())
+
+
+def test_offsets_of_triton_tiles_are_64_bit() -> None:
+    """By arithmetic: a weight of 2**33 numbers, 32 GB, and the partial sums of its tiles."""
+    pytest.importorskip("triton")
+    from fastprune.kernels.triton import channel_scores as kernel
+
+    rows, length = 1 << 20, 1 << 13
+    weight = kernel.Weight(1 << 40, rows, length, 1, False)
+    work = kernel._planned.__wrapped__((weight,), 4, torch.device("cpu"), 0)
+    address, height, width, across, row_sums, column_sums = work.weights.tolist()
+    assert work.weights.dtype == work.sides.dtype == torch.int64
+    assert (address, height, width) == (1 << 40, rows, length)
+    ((divisor, tiles),) = work.tiles
+    assert divisor == 4
+    assert tiles[-1].tolist() == [0, across * (rows // work.height) - 1]
+    assert across * kernel.COLUMNS == length
+    assert column_sums - row_sums == across * 2 * rows
+    assert work.scratch - column_sums == rows // work.height * 2 * length
