@@ -203,9 +203,19 @@ class Op:
     """A registered op, ``torch.ops.fastprune.<name>``; `define` makes one."""
 
     def __init__(
-        self, name: str, reference: Kernel, implementations: Sequence[Implementation]
+        self,
+        name: str,
+        schema: str,
+        reference: Kernel,
+        implementations: Sequence[Implementation],
     ) -> None:
         self.name = name
+        # Lists of written tensors are left to the kernels that take them.
+        self._written = tuple(
+            place
+            for place, argument in enumerate(schema.split(" -> ")[0].split(","))
+            if "!)" in argument and "[]" not in argument
+        )
         self.reference = reference
         self.implementations = tuple(implementations)
         # The registered overload, once there is one. No cached_property: dynamo cannot trace the
@@ -232,9 +242,16 @@ class Op:
         if _state.backend is None:
             for implementation, kernel in self._usable(device):
                 if implementation.unsupported(*arguments) is None:
-                    return kernel(*arguments)
+                    return self._ran(kernel(*arguments), arguments)
             return self.reference(*arguments)
-        return self.choose(device, arguments)[1](*arguments)
+        return self._ran(self.choose(device, arguments)[1](*arguments), arguments)
+
+    def _ran(self, result: Any, arguments: Sequence[Any]) -> Any:
+        """Tells autograd which tensors a kernel wrote to, which it did by their addresses."""
+        for place in self._written:
+            if not arguments[place].is_inference():
+                torch.autograd.graph.increment_version(arguments[place])
+        return result
 
     def direct(self, device: str, *arguments: Any) -> Any:
         """Runs the first implementation past the dispatcher, on arguments that nobody checked.
@@ -352,7 +369,7 @@ def define(
             for i in implementations
             if i.backend == "triton"
         ]
-    op = Op(name, reference, implementations)
+    op = Op(name, schema, reference, implementations)
     # torch's Library has no types.
     library: Any = _LIBRARY
     library.define(name + schema, tags=[torch.Tag.pt2_compliant_tag])

@@ -402,3 +402,16 @@ def test_the_way_past_the_dispatcher_is_for_plain_calls_alone() -> None:
         assert op.direct("cpu", SMALL) is NotImplemented
     with torch.utils._python_dispatch.TorchDispatchMode():
         assert op.direct("cpu", SMALL) is NotImplemented
+
+
+@pytest.mark.parametrize("backend", ["cpp", "numba", "reference"])
+def test_autograd_sees_what_a_kernel_wrote_to(backend: str) -> None:
+    counter = torch.zeros(3, dtype=torch.int64)
+    before = counter._version
+
+    with use_backend(backend):
+        zero_count(torch.zeros(2, 3), counter=counter)
+    with torch.inference_mode(), use_backend(backend):
+        zero_count(torch.zeros(2, 3), counter=torch.zeros(3, dtype=torch.int64))
+
+    assert counter._version > before
