@@ -5,7 +5,9 @@ zeros = zero_count(activation)              # int64 [C]
 print(zero_count.explain(activation))       # what ran, and why not the rest
 """
 
+from fastprune.ops._moments import Moments
 from fastprune.ops._op import Explanation, registered, use_backend
+from fastprune.ops.batch_norm_recalibrate import batch_norm_recalibrate
 from fastprune.ops.batch_norm_relu_zero_count import batch_norm_relu_zero_count
 from fastprune.ops.channel_scores import ChannelScores, channel_scores, channel_scores_of
 from fastprune.ops.gamma_subgradient import gamma_penalty, gamma_proximal_, gamma_subgradient_
@@ -17,6 +19,8 @@ __all__ = [
     "ChannelScores",
     "Explanation",
     "GatherPlan",
+    "Moments",
+    "batch_norm_recalibrate",
     "batch_norm_relu_zero_count",
     "channel_scores",
     "channel_scores_of",

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import UninitializedBuffer
 
 from fastprune.data import InputPipeline
+from fastprune.ops import Moments, batch_norm_recalibrate
 from fastprune.training._device import kept_modes, moved
 
 __all__ = ["recalibrate_batch_norm"]
+
+# Subclasses may do anything in their forward; these are known to do what the op does.
+PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def recalibrate_batch_norm(
     model: nn.Module, pipeline: InputPipeline, batches: int, device: torch.device | str
 ) -> None:
-    """Sets running means and variances to their averages over the first batches of an epoch.
+    """Sets running means and variances to those of all values of the first batches of an epoch.
+
+    They are exact: the moments of the batches are merged, so the variance is the unbiased one of
+    all images pooled, with the differences between batches in it, and does not depend on the batch
+    size. (An average of batch variances leaves those differences out.) What comes before a batch
+    norm is normalised batch by batch, as in training, so deeper layers do see the batch size.
 
     Only batch norms are put into training mode, so dropout stays off; modes and momenta are
-    afterwards as they were. Without batch norms, or with 0 batches, nothing happens.
+    afterwards as they were. Batch norms are computed by ``fastprune.ops.batch_norm_recalibrate``;
+    those of a class of their own run their own code, in training mode, and statistics are taken of
+    what they are given. Statistics of a batch norm that never runs are reset. Compiled networks
+    run uncompiled. Without batch norms, or with 0 batches, nothing happens.
 
     Args:
         model: on ``device``; its running statistics are changed in place.
@@ -30,23 +48,100 @@ def recalibrate_batch_norm(
     """
     device = torch.device(device)
     norms = [
-        module
+        _Norm(module)
         for module in model.modules()
         if isinstance(module, _BatchNorm) and module.running_mean is not None
     ]
     if not norms or batches < 1:
         return
-    momenta = [norm.momentum for norm in norms]
-    with kept_modes(model), torch.no_grad():
+    with kept_modes(model), torch.no_grad(), _watched(norms), _uncompiled():
         model.eval()
         for norm in norms:
-            norm.reset_running_stats()
-            # None: each batch counts the same, however many there are.
-            norm.momentum = None
-            norm.train()
-        try:
-            for batch in islice(pipeline.epoch(0), batches):
-                model(moved(batch, device, channels_last=False)[0])
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
+            norm.module.train()
+        for batch in islice(pipeline.epoch(0), batches):
+            model(moved(batch, device, channels_last=False)[0])
+    for norm in norms:
+        norm.write()
+
+
+@dataclass(slots=True)
+class _Norm:
+    """A batch norm and what is known of its inputs.
+
+    Attributes:
+        moments: None until it ran: lazy modules do not know their channels before.
+        calls: how often it ran.
+    """
+
+    module: _BatchNorm
+    moments: Moments | None = None
+    calls: int = 0
+
+    @property
+    def plain(self) -> bool:
+        return type(self.module) in PLAIN and "forward" not in vars(self.module)
+
+    def seen(self, x: Tensor) -> Moments:
+        """The moments so far, before ``x``."""
+        self.calls += 1
+        if self.moments is None:
+            self.moments = Moments.zeros(x.shape[1], device=x.device)
+        return self.moments
+
+    def forward(self, input: Tensor) -> Tensor:
+        """In the module's place, whose forward calls its argument the same."""
+        module: Any = self.module
+        module._check_input_dim(input)
+        moments = self.seen(input)
+        return batch_norm_recalibrate(input, moments, module.weight, module.bias, eps=module.eps)
+
+    def look(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the module's own forward."""
+        x = args[0] if args else next(iter(kwargs.values()))
+        # Otherwise its channels are elsewhere, or it looks at other ranks too: it knows better.
+        if x.ndim > 1 and x.shape[1] == self.module.num_features and not _synchronised(module):
+            self.moments = self.seen(x).merge(Moments.of(x))
+
+    def write(self) -> None:
+        """Puts the statistics into the module."""
+        mean, variance = self.module.running_mean, self.module.running_var
+        if self.moments is None or mean is None or variance is None:
+            return
+        mean.copy_(self.moments.mean)
+        variance.copy_(self.moments.variance())
+        if self.module.num_batches_tracked is not None:
+            self.module.num_batches_tracked.fill_(self.calls)
+
+
+def _synchronised(module: nn.Module) -> bool:
+    ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return ranks and isinstance(module, nn.SyncBatchNorm)
+
+
+@contextmanager
+def _watched(norms: list[_Norm]) -> Iterator[None]:
+    """Computes plain batch norms by the op, and looks at the inputs of the others."""
+    with ExitStack() as undo:
+        for norm in norms:
+            module = norm.module
+            if not isinstance(module.running_mean, UninitializedBuffer):
+                module.reset_running_stats()
+            if norm.plain:
+                # On the instance, so that the module's hooks still run around it.
+                module.forward = norm.forward  # type: ignore[method-assign]
+                undo.callback(delattr, module, "forward")
+            else:
+                # None: their own statistics, where they stay, count each batch the same.
+                undo.callback(setattr, module, "momentum", module.momentum)
+                module.momentum = None
+                hook = module.register_forward_pre_hook(norm.look, with_kwargs=True)
+                undo.callback(hook.remove)
+        yield
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Compiled graphs hold the batch norms as they were; without dynamo there are none."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
