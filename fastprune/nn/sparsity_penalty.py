@@ -78,9 +78,12 @@ class SparsityPenalty:
                 f"strength: {idle[0]!r} is the first match of no batch norm{known}"
             )
         self._norms = tuple(norms[name] for name in strengths)
-        self._tensors: dict[tuple[torch.device, tuple[float, ...]], Tensor] = {}
+        self._tensors: dict[tuple[torch.device, float | tuple[float, ...]], Tensor] = {}
         self.strengths = strengths
         """s of each penalised batch norm, by name."""
+        # One number is cheaper to hand over than one a layer.
+        different = set(strengths.values())
+        self._uniform = different.pop() if len(different) == 1 else None
 
     def __call__(self, scaler: torch.amp.GradScaler | None = None) -> None:
         """Adds s·sign(γ) to the gradient of each scale that has one, sign(0) = 0.
@@ -99,9 +102,14 @@ class SparsityPenalty:
         call before it: each γ moves towards zero by learning rate · s and not beyond, which makes
         exact zeros.
         """
-        scales, strengths = self._trained(with_gradient=False)
-        if scales:
-            gamma_proximal_(scales, [learning_rate * s for s in strengths])
+        trained = [
+            (norm.weight, learning_rate * strength)
+            for norm, strength in zip(self._norms, self.strengths.values(), strict=True)
+            if norm.weight.requires_grad
+        ]
+        if trained:
+            scales, thresholds = zip(*trained, strict=True)
+            gamma_proximal_(scales, thresholds)
 
     @torch.no_grad()
     def value(self) -> Tensor:
@@ -127,32 +135,25 @@ class SparsityPenalty:
         return optimizer.register_step_pre_hook(before_step)
 
     def _add(self, scale: Tensor | None) -> None:
-        scales, strengths = self._trained(with_gradient=True)
+        # Past nn.Module.__getattr__, which costs more than the penalty does.
+        scales = [s for norm in self._norms if (s := norm._parameters["weight"]) is not None]
+        gradients = [gradient for s in scales if (gradient := s.grad) is not None]
+        strengths: float | list[float] = self._uniform or [*self.strengths.values()]
+        if len(gradients) < len(scales):
+            if isinstance(strengths, list):
+                pairs = zip(scales, strengths, strict=True)
+                strengths = [strength for s, strength in pairs if s.grad is not None]
+            scales = [s for s in scales if s.grad is not None]
         if not scales:
             return
-        gradients = [s.grad for s in scales if s.grad is not None]
-        if scale is None:
-            gamma_subgradient_(scales, gradients, strengths)
-        else:
+        if scale is not None:
             gamma_subgradient_(scales, gradients, self._on(scale.device, strengths) * scale)
+        else:
+            gamma_subgradient_(scales, gradients, strengths)
 
-    def _on(self, device: torch.device, strengths: list[float]) -> Tensor:
+    def _on(self, device: torch.device, strengths: float | list[float]) -> Tensor:
         """Strengths as a tensor, made once: a copy to a GPU would wait for it at every step."""
-        key = (device, tuple(strengths))
+        key = (device, tuple(strengths) if isinstance(strengths, list) else strengths)
         if key not in self._tensors:
             self._tensors[key] = torch.tensor(strengths, dtype=torch.float32, device=device)
         return self._tensors[key]
-
-    def _trained(self, *, with_gradient: bool) -> tuple[list[Tensor], list[float]]:
-        """Scales that are trained in this step, with their strengths."""
-        scales: list[Tensor] = []
-        strengths: list[float] = []
-        for norm, strength in zip(self._norms, self.strengths.values(), strict=True):
-            # Past nn.Module.__getattr__, which costs more than the penalty does.
-            weight = norm._parameters["weight"]
-            if weight is None:
-                continue
-            if weight.grad is not None if with_gradient else weight.requires_grad:
-                scales.append(weight)
-                strengths.append(strength)
-        return scales, strengths
