@@ -34,20 +34,20 @@ FASTPRUNE_INLINE void plain_map(const Element* x, Element* y, std::int64_t from,
 
 #ifdef FASTPRUNE_SIMD_VERSIONS
 
-FASTPRUNE_INLINE FASTPRUNE_AVX512 __m512 load512(const float* x) { return _mm512_loadu_ps(x); }
-FASTPRUNE_INLINE FASTPRUNE_AVX512 __m512 load512(const Half* x) {
+FASTPRUNE_INLINE FASTPRUNE_AVX512 __m512 read512(const float* x) { return _mm512_loadu_ps(x); }
+FASTPRUNE_INLINE FASTPRUNE_AVX512 __m512 read512(const Half* x) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
 }
-FASTPRUNE_INLINE FASTPRUNE_AVX512 __m512 load512(const BFloat16* x) {
+FASTPRUNE_INLINE FASTPRUNE_AVX512 __m512 read512(const BFloat16* x) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
-FASTPRUNE_INLINE FASTPRUNE_AVX512 void store512(float* y, __m512 value) { _mm512_storeu_ps(y, value); }
-FASTPRUNE_INLINE FASTPRUNE_AVX512 void store512(Half* y, __m512 value) {
+FASTPRUNE_INLINE FASTPRUNE_AVX512 void write512(float* y, __m512 value) { _mm512_storeu_ps(y, value); }
+FASTPRUNE_INLINE FASTPRUNE_AVX512 void write512(Half* y, __m512 value) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(y),
                         _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-FASTPRUNE_INLINE FASTPRUNE_AVX512 void store512(BFloat16* y, __m512 value) {
+FASTPRUNE_INLINE FASTPRUNE_AVX512 void write512(BFloat16* y, __m512 value) {
     const __m512i bits = _mm512_castps_si512(value);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
@@ -56,20 +56,20 @@ FASTPRUNE_INLINE FASTPRUNE_AVX512 void store512(BFloat16* y, __m512 value) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), _mm512_cvtepi32_epi16(rounded));
 }
 
-FASTPRUNE_INLINE FASTPRUNE_AVX2 __m256 load256(const float* x) { return _mm256_loadu_ps(x); }
-FASTPRUNE_INLINE FASTPRUNE_AVX2 __m256 load256(const Half* x) {
+FASTPRUNE_INLINE FASTPRUNE_AVX2 __m256 read256(const float* x) { return _mm256_loadu_ps(x); }
+FASTPRUNE_INLINE FASTPRUNE_AVX2 __m256 read256(const Half* x) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
 }
-FASTPRUNE_INLINE FASTPRUNE_AVX2 __m256 load256(const BFloat16* x) {
+FASTPRUNE_INLINE FASTPRUNE_AVX2 __m256 read256(const BFloat16* x) {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
-FASTPRUNE_INLINE FASTPRUNE_AVX2 void store256(float* y, __m256 value) { _mm256_storeu_ps(y, value); }
-FASTPRUNE_INLINE FASTPRUNE_AVX2 void store256(Half* y, __m256 value) {
+FASTPRUNE_INLINE FASTPRUNE_AVX2 void write256(float* y, __m256 value) { _mm256_storeu_ps(y, value); }
+FASTPRUNE_INLINE FASTPRUNE_AVX2 void write256(Half* y, __m256 value) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(y),
                      _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-FASTPRUNE_INLINE FASTPRUNE_AVX2 void store256(BFloat16* y, __m256 value) {
+FASTPRUNE_INLINE FASTPRUNE_AVX2 void write256(BFloat16* y, __m256 value) {
     const __m256i bits = _mm256_castps_si256(value);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
@@ -86,10 +86,10 @@ FASTPRUNE_AVX512 void map_avx512(const Element* x, Element* y, std::int64_t size
     const __m512 shift = _mm512_set1_ps(by.shift[0]), zero = _mm512_setzero_ps();
     std::int64_t i = 0;
     for (; i + 16 <= size; i += 16) {
-        const __m512 centred = _mm512_sub_ps(load512(x + i), kEach ? _mm512_loadu_ps(by.mean + i) : mean);
+        const __m512 centred = _mm512_sub_ps(read512(x + i), kEach ? _mm512_loadu_ps(by.mean + i) : mean);
         const __m512 value = _mm512_fmadd_ps(centred, kEach ? _mm512_loadu_ps(by.scale + i) : scale,
                                              kEach ? _mm512_loadu_ps(by.shift + i) : shift);
-        store512(y + i, _mm512_max_ps(zero, value));
+        write512(y + i, _mm512_max_ps(zero, value));
     }
     plain_map<kEach>(x, y, i, size, by);
 }
@@ -100,10 +100,10 @@ FASTPRUNE_AVX2 void map_avx2(const Element* x, Element* y, std::int64_t size, Af
     const __m256 shift = _mm256_set1_ps(by.shift[0]), zero = _mm256_setzero_ps();
     std::int64_t i = 0;
     for (; i + 8 <= size; i += 8) {
-        const __m256 centred = _mm256_sub_ps(load256(x + i), kEach ? _mm256_loadu_ps(by.mean + i) : mean);
+        const __m256 centred = _mm256_sub_ps(read256(x + i), kEach ? _mm256_loadu_ps(by.mean + i) : mean);
         const __m256 value = _mm256_fmadd_ps(centred, kEach ? _mm256_loadu_ps(by.scale + i) : scale,
                                              kEach ? _mm256_loadu_ps(by.shift + i) : shift);
-        store256(y + i, _mm256_max_ps(zero, value));
+        write256(y + i, _mm256_max_ps(zero, value));
     }
     plain_map<kEach>(x, y, i, size, by);
 }
@@ -136,13 +136,15 @@ struct Coefficients {
 
     Coefficients(const Real* running_mean, const Real* running_var, const Real* weight, const Real* bias, double eps,
                  std::int64_t channels, std::int64_t copies) {
-        for (std::int64_t copy = 0; copy < copies; ++copy) {
-            for (std::int64_t c = 0; c < channels; ++c) {
-                const double deviation = std::sqrt(static_cast<double>(running_var[c]) + eps);
-                mean.push_back(running_mean[c]);
-                scale.push_back(static_cast<Real>((weight ? weight[c] : Real{1}) / deviation));
-                shift.push_back(bias ? bias[c] : Real{0});
-            }
+        for (std::int64_t c = 0; c < channels; ++c) {
+            const double deviation = std::sqrt(static_cast<double>(running_var[c]) + eps);
+            mean.push_back(running_mean[c]);
+            scale.push_back(static_cast<Real>((weight ? weight[c] : Real{1}) / deviation));
+            shift.push_back(bias ? bias[c] : Real{0});
+        }
+        for (auto* row : {&mean, &scale, &shift}) {
+            row->resize(copies * channels);
+            for (std::int64_t i = channels; i < copies * channels; ++i) (*row)[i] = (*row)[i - channels];
         }
     }
     Affine<Real> from(std::int64_t c) const { return {mean.data() + c, scale.data() + c, shift.data() + c}; }
@@ -162,7 +164,7 @@ void run(const Element* x, Element* y, const Activation& a, const Real* running_
         const auto map = map_kernel<false, Element, Real>();
         const auto count = words_kernel<false, false, Bits>();
         return count_outside(a, counter, threads, [&](std::int64_t begin, std::int64_t size, std::uint64_t* words) {
-            Element piece[kChunk];
+            alignas(64) Element piece[kChunk];
             Element* to = stream ? piece : y + begin;
             for_channels(a, begin, size, [&](std::int64_t channel, std::int64_t from, std::int64_t end) {
                 map(x + begin + from, to + from, end - from, all.from(channel));
@@ -172,10 +174,10 @@ void run(const Element* x, Element* y, const Activation& a, const Real* running_
         });
     }
     const auto map = map_kernel<true, Element, Real>();
-    const auto count = lanes_kernel<false, Bits>();
+    const auto count = lanes_kernel<false, false, Bits>();
     count_inside<Bits>(a, counter, threads, [&](std::int64_t begin, std::int64_t rows, std::int64_t wide, Bits* lanes) {
         const bool past = stream && wide * sizeof(Bits) % 64 == 0;
-        std::vector<Element> piece(past ? wide : 0);
+        AlignedZeros<Element> piece(past ? wide : 0);
         for (const std::int64_t end = begin + rows * wide; begin < end; begin += wide) {
             Element* to = past ? piece.data() : y + begin;
             map(x + begin, to, wide, all.from(0));

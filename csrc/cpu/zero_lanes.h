@@ -108,6 +108,10 @@ struct Avx512<std::uint16_t> {
     FASTPRUNE_INLINE FASTPRUNE_AVX512 static __m512i relu(__m512i x, std::uint16_t negative) {
         return _mm512_maskz_mov_epi16(_mm512_cmpgt_epi16_mask(x, _mm512_set1_epi16(static_cast<short>(negative))), x);
     }
+    FASTPRUNE_INLINE FASTPRUNE_AVX512 static __m512i add(__m512i counts, __m512i x) {
+        const auto found = _mm512_testn_epi16_mask(x, _mm512_set1_epi16(0x7FFF));
+        return _mm512_mask_add_epi16(counts, found, counts, _mm512_set1_epi16(1));
+    }
 };
 
 template <>
@@ -117,6 +121,10 @@ struct Avx512<std::uint32_t> {
     }
     FASTPRUNE_INLINE FASTPRUNE_AVX512 static __m512i relu(__m512i x, std::uint32_t negative) {
         return _mm512_maskz_mov_epi32(_mm512_cmpgt_epi32_mask(x, _mm512_set1_epi32(static_cast<int>(negative))), x);
+    }
+    FASTPRUNE_INLINE FASTPRUNE_AVX512 static __m512i add(__m512i counts, __m512i x) {
+        const auto found = _mm512_testn_epi32_mask(x, _mm512_set1_epi32(0x7FFFFFFF));
+        return _mm512_mask_add_epi32(counts, found, counts, _mm512_set1_epi32(1));
     }
 };
 
@@ -129,6 +137,10 @@ struct Avx512<std::uint64_t> {
         const __m512i least = _mm512_set1_epi64(static_cast<long long>(negative));
         return _mm512_maskz_mov_epi64(_mm512_cmpgt_epi64_mask(x, least), x);
     }
+    FASTPRUNE_INLINE FASTPRUNE_AVX512 static __m512i add(__m512i counts, __m512i x) {
+        const auto found = _mm512_testn_epi64_mask(x, _mm512_set1_epi64(0x7FFFFFFFFFFFFFFF));
+        return _mm512_mask_add_epi64(counts, found, counts, _mm512_set1_epi64(1));
+    }
 };
 
 template <class Bits>
@@ -136,41 +148,74 @@ struct Avx2;
 
 template <>
 struct Avx2<std::uint16_t> {
+    FASTPRUNE_INLINE FASTPRUNE_AVX2 static __m256i which(__m256i x) {
+        return _mm256_cmpeq_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0x7FFF)), _mm256_setzero_si256());
+    }
     FASTPRUNE_INLINE FASTPRUNE_AVX2 static std::uint64_t zeros(__m256i x) {
-        const __m256i rest = _mm256_and_si256(x, _mm256_set1_epi16(0x7FFF));
-        const __m256i found = _mm256_cmpeq_epi16(rest, _mm256_setzero_si256());
+        const __m256i found = which(x);
         const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(found), _mm256_extracti128_si256(found, 1));
         return static_cast<std::uint32_t>(_mm_movemask_epi8(bytes));
     }
     FASTPRUNE_INLINE FASTPRUNE_AVX2 static __m256i relu(__m256i x, std::uint16_t negative) {
         return _mm256_and_si256(x, _mm256_cmpgt_epi16(x, _mm256_set1_epi16(static_cast<short>(negative))));
     }
+    FASTPRUNE_INLINE FASTPRUNE_AVX2 static __m256i add(__m256i counts, __m256i x) {
+        return _mm256_sub_epi16(counts, which(x));
+    }
 };
 
 template <>
 struct Avx2<std::uint32_t> {
+    FASTPRUNE_INLINE FASTPRUNE_AVX2 static __m256i which(__m256i x) {
+        return _mm256_cmpeq_epi32(_mm256_and_si256(x, _mm256_set1_epi32(0x7FFFFFFF)), _mm256_setzero_si256());
+    }
     FASTPRUNE_INLINE FASTPRUNE_AVX2 static std::uint64_t zeros(__m256i x) {
-        const __m256i rest = _mm256_and_si256(x, _mm256_set1_epi32(0x7FFFFFFF));
-        const __m256i found = _mm256_cmpeq_epi32(rest, _mm256_setzero_si256());
+        const __m256i found = which(x);
         return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(found)));
     }
     FASTPRUNE_INLINE FASTPRUNE_AVX2 static __m256i relu(__m256i x, std::uint32_t negative) {
         return _mm256_and_si256(x, _mm256_cmpgt_epi32(x, _mm256_set1_epi32(static_cast<int>(negative))));
     }
+    FASTPRUNE_INLINE FASTPRUNE_AVX2 static __m256i add(__m256i counts, __m256i x) {
+        return _mm256_sub_epi32(counts, which(x));
+    }
 };
 
 template <>
 struct Avx2<std::uint64_t> {
+    FASTPRUNE_INLINE FASTPRUNE_AVX2 static __m256i which(__m256i x) {
+        return _mm256_cmpeq_epi64(_mm256_and_si256(x, _mm256_set1_epi64x(0x7FFFFFFFFFFFFFFF)), _mm256_setzero_si256());
+    }
     FASTPRUNE_INLINE FASTPRUNE_AVX2 static std::uint64_t zeros(__m256i x) {
-        const __m256i rest = _mm256_and_si256(x, _mm256_set1_epi64x(0x7FFFFFFFFFFFFFFF));
-        const __m256i found = _mm256_cmpeq_epi64(rest, _mm256_setzero_si256());
+        const __m256i found = which(x);
         return static_cast<std::uint32_t>(_mm256_movemask_pd(_mm256_castsi256_pd(found)));
     }
     FASTPRUNE_INLINE FASTPRUNE_AVX2 static __m256i relu(__m256i x, std::uint64_t negative) {
         const __m256i least = _mm256_set1_epi64x(static_cast<long long>(negative));
         return _mm256_and_si256(x, _mm256_cmpgt_epi64(x, least));
     }
+    FASTPRUNE_INLINE FASTPRUNE_AVX2 static __m256i add(__m256i counts, __m256i x) {
+        return _mm256_sub_epi64(counts, which(x));
+    }
 };
+
+template <bool kStream>
+FASTPRUNE_INLINE FASTPRUNE_AVX512 void store512(void* to, __m512i value) {
+    if constexpr (kStream) {
+        _mm512_stream_si512(static_cast<__m512i*>(to), value);
+    } else {
+        _mm512_storeu_si512(to, value);
+    }
+}
+
+template <bool kStream>
+FASTPRUNE_INLINE FASTPRUNE_AVX2 void store256(void* to, __m256i value) {
+    if constexpr (kStream) {
+        _mm256_stream_si256(static_cast<__m256i*>(to), value);
+    } else {
+        _mm256_storeu_si256(static_cast<__m256i*>(to), value);
+    }
+}
 
 template <bool kRelu, bool kStream, class Bits>
 FASTPRUNE_AVX512 void words_avx512(const Bits* x, Bits* y, std::int64_t size, Bits negative, std::uint64_t* words) {
@@ -182,11 +227,7 @@ FASTPRUNE_AVX512 void words_avx512(const Bits* x, Bits* y, std::int64_t size, Bi
             __m512i value = _mm512_loadu_si512(x + at + i);
             if constexpr (kRelu) {
                 value = Avx512<Bits>::relu(value, negative);
-                if constexpr (kStream) {
-                    _mm512_stream_si512(reinterpret_cast<__m512i*>(y + at + i), value);
-                } else {
-                    _mm512_storeu_si512(y + at + i, value);
-                }
+                store512<kStream>(y + at + i, value);
             }
             word |= Avx512<Bits>::zeros(value) << i;
         }
@@ -205,12 +246,7 @@ FASTPRUNE_AVX2 void words_avx2(const Bits* x, Bits* y, std::int64_t size, Bits n
             __m256i value = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + at + i));
             if constexpr (kRelu) {
                 value = Avx2<Bits>::relu(value, negative);
-                auto* to = reinterpret_cast<__m256i*>(y + at + i);
-                if constexpr (kStream) {
-                    _mm256_stream_si256(to, value);
-                } else {
-                    _mm256_storeu_si256(to, value);
-                }
+                store256<kStream>(y + at + i, value);
             }
             word |= Avx2<Bits>::zeros(value) << i;
         }
@@ -243,59 +279,76 @@ Words<Bits> words_kernel() {
 
 // ---- counter lanes: counts[i] += whether x[row * wide + i] is zero ------------------------------------------------
 
-// 1 for a zero; with kRelu the element is rectified and stored first.
+// The elements [from, wide) of one row without intrinsics.
 template <bool kRelu, class Bits>
-FASTPRUNE_INLINE Bits zero_at(const Bits* x, Bits* y, std::int64_t at, Bits negative) {
-    const Bits value = rectified<kRelu>(x[at], negative);
-    if constexpr (kRelu) y[at] = value;
-    return (value & kMagnitude<Bits>) == 0;
+FASTPRUNE_INLINE void plain_lanes(const Bits* FASTPRUNE_RESTRICT x, Bits* FASTPRUNE_RESTRICT y, std::int64_t from,
+                                  std::int64_t wide, Bits negative, Bits* FASTPRUNE_RESTRICT counts) {
+    for (std::int64_t i = from; i < wide; ++i) {
+        const Bits value = rectified<kRelu>(x[i], negative);
+        if constexpr (kRelu) y[i] = value;
+        counts[i] = static_cast<Bits>(counts[i] + ((value & kMagnitude<Bits>) == 0));
+    }
 }
 
-template <bool kRelu, class Bits>
-FASTPRUNE_INLINE void lanes_body(const Bits* FASTPRUNE_RESTRICT x, Bits* FASTPRUNE_RESTRICT y, std::int64_t rows,
-                                 std::int64_t wide, Bits negative, Bits* FASTPRUNE_RESTRICT counts) {
-    // Two rows at a time halve the traffic of the counters.
-    for (; rows >= 2; rows -= 2) {
-        for (std::int64_t i = 0; i < wide; ++i) {
-            const Bits first = zero_at<kRelu>(x, y, i, negative), second = zero_at<kRelu>(x, y, wide + i, negative);
-            counts[i] = static_cast<Bits>(counts[i] + first + second);
+#ifdef FASTPRUNE_SIMD_VERSIONS
+
+template <bool kRelu, bool kStream, class Bits>
+FASTPRUNE_AVX512 void lanes_avx512(const Bits* x, Bits* y, std::int64_t rows, std::int64_t wide, Bits negative,
+                                   Bits* counts) {
+    constexpr int kLanes = 64 / sizeof(Bits);
+    for (; rows > 0; --rows, x += wide) {
+        std::int64_t i = 0;
+        for (; i + kLanes <= wide; i += kLanes) {
+            __m512i value = _mm512_loadu_si512(x + i);
+            if constexpr (kRelu) {
+                value = Avx512<Bits>::relu(value, negative);
+                store512<kStream>(y + i, value);
+            }
+            _mm512_storeu_si512(counts + i, Avx512<Bits>::add(_mm512_loadu_si512(counts + i), value));
         }
-        x += 2 * wide;
-        if constexpr (kRelu) y += 2 * wide;
+        plain_lanes<kRelu>(x, y, i, wide, negative, counts);
+        if constexpr (kRelu) y += wide;
     }
-    if (rows == 0) return;
-    for (std::int64_t i = 0; i < wide; ++i) {
-        counts[i] = static_cast<Bits>(counts[i] + zero_at<kRelu>(x, y, i, negative));
+}
+
+template <bool kRelu, bool kStream, class Bits>
+FASTPRUNE_AVX2 void lanes_avx2(const Bits* x, Bits* y, std::int64_t rows, std::int64_t wide, Bits negative,
+                               Bits* counts) {
+    constexpr int kLanes = 32 / sizeof(Bits);
+    for (; rows > 0; --rows, x += wide) {
+        std::int64_t i = 0;
+        for (; i + kLanes <= wide; i += kLanes) {
+            __m256i value = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
+            if constexpr (kRelu) {
+                value = Avx2<Bits>::relu(value, negative);
+                store256<kStream>(y + i, value);
+            }
+            auto* lanes = reinterpret_cast<__m256i*>(counts + i);
+            _mm256_storeu_si256(lanes, Avx2<Bits>::add(_mm256_loadu_si256(lanes), value));
+        }
+        plain_lanes<kRelu>(x, y, i, wide, negative, counts);
+        if constexpr (kRelu) y += wide;
+    }
+}
+
+#endif  // FASTPRUNE_SIMD_VERSIONS
+
+template <bool kRelu, class Bits>
+void lanes_plain(const Bits* x, Bits* y, std::int64_t rows, std::int64_t wide, Bits negative, Bits* counts) {
+    for (; rows > 0; --rows, x += wide) {
+        plain_lanes<kRelu>(x, y, 0, wide, negative, counts);
+        if constexpr (kRelu) y += wide;
     }
 }
 
 template <class Bits>
 using Lanes = void (*)(const Bits*, Bits*, std::int64_t, std::int64_t, Bits, Bits*);
 
-#ifdef FASTPRUNE_SIMD_VERSIONS
-template <bool kRelu, class Bits>
-FASTPRUNE_AVX512 void lanes_avx512(const Bits* x, Bits* y, std::int64_t rows, std::int64_t wide, Bits negative,
-                                   Bits* counts) {
-    lanes_body<kRelu>(x, y, rows, wide, negative, counts);
-}
-
-template <bool kRelu, class Bits>
-FASTPRUNE_AVX2 void lanes_avx2(const Bits* x, Bits* y, std::int64_t rows, std::int64_t wide, Bits negative,
-                               Bits* counts) {
-    lanes_body<kRelu>(x, y, rows, wide, negative, counts);
-}
-#endif
-
-template <bool kRelu, class Bits>
-void lanes_plain(const Bits* x, Bits* y, std::int64_t rows, std::int64_t wide, Bits negative, Bits* counts) {
-    lanes_body<kRelu>(x, y, rows, wide, negative, counts);
-}
-
-template <bool kRelu, class Bits>
+template <bool kRelu, bool kStream, class Bits>
 Lanes<Bits> lanes_kernel() {
 #ifdef FASTPRUNE_SIMD_VERSIONS
-    if (simd_level() == Simd::avx512) return lanes_avx512<kRelu, Bits>;
-    if (simd_level() == Simd::avx2) return lanes_avx2<kRelu, Bits>;
+    if (simd_level() == Simd::avx512) return lanes_avx512<kRelu, kStream, Bits>;
+    if (simd_level() == Simd::avx2) return lanes_avx2<kRelu, kStream, Bits>;
 #endif
     return lanes_plain<kRelu, Bits>;
 }

@@ -103,15 +103,25 @@ inline bool streams(const void* y, std::int64_t bytes) {
 }
 
 #ifdef FASTPRUNE_SIMD_VERSIONS
-FASTPRUNE_AVX2 inline void stream_copy(void* to, const void* from, std::int64_t bytes) {
-    const auto* source = static_cast<const char*>(from);
-    auto* target = static_cast<char*>(to);
-    std::int64_t at = 0;
-    for (; at + 32 <= bytes; at += 32) {
-        const __m256i value = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + at));
-        _mm256_stream_si256(reinterpret_cast<__m256i*>(target + at), value);
+FASTPRUNE_AVX512 inline void stream_copy_avx512(char* to, const char* from, std::int64_t bytes) {
+    for (std::int64_t at = 0; at < bytes; at += 64) {
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(to + at), _mm512_loadu_si512(from + at));
     }
-    std::memcpy(target + at, source + at, bytes - at);
+}
+
+FASTPRUNE_AVX2 inline void stream_copy_avx2(char* to, const char* from, std::int64_t bytes) {
+    for (std::int64_t at = 0; at < bytes; at += 32) {
+        const __m256i value = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + at));
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(to + at), value);
+    }
+}
+
+inline void stream_copy(void* to, const void* from, std::int64_t bytes) {
+    auto* target = static_cast<char*>(to);
+    const auto* source = static_cast<const char*>(from);
+    const std::int64_t whole = bytes / 64 * 64;
+    (simd_level() == Simd::avx512 ? stream_copy_avx512 : stream_copy_avx2)(target, source, whole);
+    std::memcpy(target + whole, source + whole, bytes - whole);
 }
 #else
 inline void stream_copy(void* to, const void* from, std::int64_t bytes) { std::memcpy(to, from, bytes); }
@@ -162,6 +172,22 @@ void count_outside(const Activation& a, std::int64_t* counter, int threads, Pass
              });
 }
 
+// `size` zeros that start on 64 bytes: vectors across two lines of the cache slow streamed stores down by half.
+template <class T>
+class AlignedZeros {
+  public:
+    explicit AlignedZeros(std::int64_t size) : memory_(size + 64 / sizeof(T)), size_(size) {}
+    T* data() {
+        const auto address = reinterpret_cast<std::uintptr_t>(memory_.data());
+        return reinterpret_cast<T*>((address + 63) / 64 * 64);
+    }
+    void clear() { std::fill_n(data(), size_, T{}); }
+
+  private:
+    std::vector<T> memory_;
+    std::int64_t size_;
+};
+
 // How many positions of all channels are taken for one row of more channels: short rows would wait for their counters
 // from the row before, and odd ones leave ragged vectors. A multiple of what makes rows start on 64 bytes, if small.
 inline std::int64_t fold(std::int64_t channels, std::int64_t element) {
@@ -181,15 +207,16 @@ void count_inside(const Activation& a, std::int64_t* counter, int threads, Pass 
     constexpr std::int64_t kMostRows = 65535;
     in_parts(positions, folded, channels, counter, threads,
              [&](std::int64_t begin, std::int64_t end, std::int64_t* counts) {
-                 std::vector<Bits> lanes(folded * channels);
+                 AlignedZeros<Bits> memory(folded * channels);
+                 Bits* lanes = memory.data();
                  while (begin < end) {
                      const std::int64_t some = end - begin >= folded ? folded : 1;
                      const std::int64_t rows = std::min((end - begin) / some, kMostRows), wide = some * channels;
-                     pass(begin * channels, rows, wide, lanes.data());
+                     pass(begin * channels, rows, wide, lanes);
                      for (std::int64_t i = 0; i < wide; i += channels) {
                          for (std::int64_t c = 0; c < channels; ++c) counts[c] += lanes[i + c];
                      }
-                     std::fill(lanes.begin(), lanes.end(), Bits{0});
+                     memory.clear();
                      begin += rows * some;
                  }
                  stream_end();
@@ -209,16 +236,13 @@ void count_zeros(const Bits* x, Bits* y, const Activation& a, Bits negative, std
                                  kernel(x + begin, kRelu ? y + begin : y, size, negative, words);
                              });
     }
-    const auto kernel = lanes_kernel<kRelu, Bits>();
+    // Streamed vectors start on 64 bytes: rows of such a length, in memory that starts so.
+    const bool whole = fold(a.channels, sizeof(Bits)) * a.channels * sizeof(Bits) % 64 == 0;
+    const auto plain = lanes_kernel<kRelu, false, Bits>();
+    const auto wanted = stream && whole ? lanes_kernel<kRelu, true, Bits>() : plain;
     count_inside<Bits>(a, counter, threads, [&](std::int64_t begin, std::int64_t rows, std::int64_t wide, Bits* lanes) {
-        if (!stream || wide * sizeof(Bits) % 64) {
-            return kernel(x + begin, kRelu ? y + begin : y, rows, wide, negative, lanes);
-        }
-        std::vector<Bits> row(wide);
-        for (std::int64_t end = begin + rows * wide; begin < end; begin += wide) {
-            kernel(x + begin, row.data(), 1, wide, negative, lanes);
-            stream_copy(y + begin, row.data(), wide * sizeof(Bits));
-        }
+        const auto kernel = wide * sizeof(Bits) % 64 ? plain : wanted;
+        kernel(x + begin, kRelu ? y + begin : y, rows, wide, negative, lanes);
     });
 }
 
