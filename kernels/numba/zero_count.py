@@ -13,22 +13,35 @@ __all__ = ["zero_count"]
 # bfloat16 included, which numpy does not have.
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
+# Positions until counters as narrow as the elements, which fill vectors best, would overflow.
+MOST = 32767
+
 
 @njit(cache=True, nogil=True)
-def _channels_outside(bits, magnitude, counter):  # type: ignore[no-untyped-def]
-    for n in range(bits.shape[0]):
+def _channels_outside(bits, magnitude, zero, one, counter):  # type: ignore[no-untyped-def]
+    # numba makes a sum of small integers one of int64, which halves vectors or worse; cells of an
+    # array stay as they are.
+    zeros = np.zeros_like(bits[0, 0])
+    for start in range(0, bits.shape[0], MOST):
         for c in range(bits.shape[1]):
-            zeros = 0
+            zeros[:] = 0
+            for n in range(start, min(start + MOST, bits.shape[0])):
+                for i in range(bits.shape[2]):
+                    zeros[i] += one if (bits[n, c, i] & magnitude) == 0 else zero
             for i in range(bits.shape[2]):
-                zeros += (bits[n, c, i] & magnitude) == 0
-            counter[c] += zeros
+                counter[c] += zeros[i]
 
 
 @njit(cache=True, nogil=True)
-def _channels_inside(bits, magnitude, counter):  # type: ignore[no-untyped-def]
-    for row in range(bits.shape[0]):
+def _channels_inside(bits, magnitude, zero, one, counter):  # type: ignore[no-untyped-def]
+    zeros = np.zeros_like(bits[0])
+    for start in range(0, bits.shape[0], MOST):
+        zeros[:] = 0
+        for row in range(start, min(start + MOST, bits.shape[0])):
+            for c in range(bits.shape[1]):
+                zeros[c] += one if (bits[row, c] & magnitude) == 0 else zero
         for c in range(bits.shape[1]):
-            counter[c] += (bits[row, c] & magnitude) == 0
+            counter[c] += zeros[c]
 
 
 def zero_count(x: Tensor, counter: Tensor) -> None:
@@ -36,10 +49,11 @@ def zero_count(x: Tensor, counter: Tensor) -> None:
     if x.numel() == 0:
         return
     bits = x.view(BITS[x.element_size()])
-    if x.is_contiguous():
+    outside = x.is_contiguous() and x.numel() > x.shape[0] * x.shape[1]
+    if outside:
         rows = bits.view(x.shape[0], x.shape[1], -1).numpy()
-        magnitude = rows.dtype.type(np.iinfo(rows.dtype).max)
-        _channels_outside(rows, magnitude, counter.numpy())
-        return
-    rows = bits.movedim(1, -1).view(-1, x.shape[1]).numpy()
-    _channels_inside(rows, rows.dtype.type(np.iinfo(rows.dtype).max), counter.numpy())
+    else:
+        rows = bits.movedim(1, -1).reshape(-1, x.shape[1]).numpy()
+    integer = rows.dtype.type
+    constants = integer(np.iinfo(integer).max), integer(0), integer(1)
+    (_channels_outside if outside else _channels_inside)(rows, *constants, counter.numpy())
