@@ -75,7 +75,7 @@ def measure_channels_outside(
         squares += d * d
         size += here
     plane = parts.to(tl.int64) * channels
-    out = partial_ptr + channel.to(tl.int64) * parts + part
+    out = partial_ptr + channel * parts + part
     tl.store(out, shift)
     tl.store(out + plane, tl.sum(sums))
     tl.store(out + 2 * plane, tl.sum(squares))
@@ -98,7 +98,7 @@ def measure_channels_inside(
     """A program sums ``chunk`` tiles of a block of channels of ``[rows, C]``; as above."""
     across = tl.cdiv(channels, CHANNELS)
     part = tl.program_id(0).to(tl.int64) // across
-    block = tl.program_id(0) % across
+    block = tl.program_id(0).to(tl.int64) % across
     channel = block * CHANNELS + tl.arange(0, CHANNELS)
     column = channel < channels
     first = part * chunk * ROWS
@@ -123,7 +123,7 @@ def measure_channels_inside(
         sums += d
         squares += d * d
     plane = parts.to(tl.int64) * channels
-    out = partial_ptr + channel.to(tl.int64) * parts + part
+    out = partial_ptr + channel * parts + part
     tl.store(out, shift, mask=column)
     tl.store(out + plane, tl.sum(sums, axis=0), mask=column)
     tl.store(out + 2 * plane, tl.sum(squares, axis=0), mask=column)
@@ -266,7 +266,7 @@ def normalise_channels_outside(
     program of the merge has read it.
     """
     inner = tl.multiple_of(inner.to(tl.int64), ALIGN)
-    unit = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
+    unit = tl.num_programs(0) - 1 - tl.program_id(0).to(tl.int64)
     if unit == 0:
         tl.store(count_ptr, tl.load(count_ptr) + values)
     across = tl.cdiv(inner, INNER)
@@ -298,7 +298,7 @@ def normalise_channels_inside(
     RELU: tl.constexpr,
 ):
     """A program normalises a tile of ``[rows, C]``, the last tiles first; as above."""
-    unit = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
+    unit = tl.num_programs(0) - 1 - tl.program_id(0).to(tl.int64)
     if unit == 0:
         tl.store(count_ptr, tl.load(count_ptr) + values)
     across = tl.cdiv(channels, CHANNELS)
@@ -337,14 +337,14 @@ def whole_channels(
     RELU: tl.constexpr,
 ):
     """A program keeps all positions of a block of channels in registers; any dense layout."""
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    channel = tl.program_id(0).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
     column = channel < channels
     row = tl.arange(0, ROWS)
     inside = (row < rows)[:, None] & column[None, :]
     along = (row // inner).to(tl.int64) * image_stride + (row % inner).to(tl.int64) * row_stride
-    at = along[:, None] + channel.to(tl.int64)[None, :] * channel_stride
+    at = along[:, None] + channel[None, :] * channel_stride
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    begin = x_ptr + channel.to(tl.int64) * channel_stride
+    begin = x_ptr + channel * channel_stride
     start = tl.load(begin, mask=column, other=0.0).to(tl.float32)
     n = rows.to(tl.float64)
     shift = start + tl.sum(tl.where(inside, x - start[None, :], 0.0), axis=0) / rows

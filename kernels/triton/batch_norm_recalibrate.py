@@ -132,102 +132,69 @@ def batch_norm_recalibrate(
     return y
 
 
+# Types of what is not like x, and of what is neither this nor a constant: int32.
+TYPES = {
+    "partial_ptr": "*fp32",
+    "size_ptr": "*i64",
+    "affine_ptr": "*fp32",
+    "count_ptr": "*i64",
+    "mean_ptr": "*fp64",
+    "m2_ptr": "*fp64",
+    "weight_ptr": "*fp32",
+    "bias_ptr": "*fp32",
+    "eps": "fp32",
+}
+ALIGNED = {"x_ptr", "y_ptr", *TYPES, "channels", "row_stride", "image_stride"} - {"eps"}
+
+
+def _variant(
+    name: str, kernel: Any, dtype: str, constants: dict[str, Any], *, wide: bool = True
+) -> Variant:
+    types = {"x_ptr": f"*{dtype}", "y_ptr": f"*{dtype}", **TYPES}
+    signature = {
+        argument: "constexpr" if argument in constants else types.get(argument, "i32")
+        for argument in kernel.arg_names
+    }
+    aligned = tuple(n for n, kind in signature.items() if n in ALIGNED and kind != "constexpr")
+    whole = kernel is whole_channels
+    warps = _warps(constants["ROWS"] * constants["CHANNELS"]) if whole else 4
+    return Variant(
+        f"{name}-{dtype}", kernel, signature, constants, aligned, warps=warps, wide=wide
+    )
+
+
 def variants() -> tuple[Variant, ...]:
     """The compilations that launches ask for."""
-    state = {"count_ptr": "*i64", "mean_ptr": "*fp64", "m2_ptr": "*fp64"}
-    vectors = {"weight_ptr": "*fp32", "bias_ptr": "*fp32", "mask_ptr": "constexpr"}
-    partials = {"partial_ptr": "*fp32", "size_ptr": "*i64"}
-    found = [
-        Variant(
-            "merge",
-            merge_partials,
-            {
-                **partials,
-                "affine_ptr": "*fp32",
-                **state,
-                **vectors,
-                "channels": "i32",
-                "parts": "i32",
-                "eps": "fp32",
-                "PARTS": "constexpr",
-            },
-            {"mask_ptr": None, "PARTS": 1024},
-            aligned=("partial_ptr", "size_ptr", "channels"),
-            wide=False,
-        )
-    ]
+    none = {"mask_ptr": None}
+    found = [_variant("merge", merge_partials, "fp32", {**none, "PARTS": 1024}, wide=False)]
     for dtype, size in (("fp32", 4), ("fp16", 2), ("bf16", 2)):
-        data = {"x_ptr": f"*{dtype}"}
-        out = {**data, "y_ptr": f"*{dtype}", "affine_ptr": "*fp32", "count_ptr": "*i64"}
-        aligned = ("x_ptr", "y_ptr", "affine_ptr", "partial_ptr", "channels")
-        for name, lines, sizes, tile, measure, normalise in (
-            (
-                "channels_last",
-                ("rows", "channels"),
-                ("rows", "channels"),
-                _tile_inside(256, size),
-                measure_channels_inside,
-                normalise_channels_inside,
+        inside, outside = _tile_inside(256, size), _tile_outside(56 * 56, size)
+        relu = {"RELU": True}
+        last, first = _whole(512, True, size), _whole(512, False, size)
+        assert last is not None
+        assert first is not None
+        found += [
+            _variant("measure-channels_last", measure_channels_inside, dtype, inside),
+            _variant("measure-contiguous", measure_channels_outside, dtype, outside),
+            _variant(
+                "normalise-channels_last", normalise_channels_inside, dtype, {**inside, **relu}
             ),
-            (
-                "contiguous",
-                ("images", "channels", "inner"),
-                ("outer", "channels", "inner"),
-                _tile_outside(56 * 56, size),
-                measure_channels_outside,
-                normalise_channels_outside,
+            _variant(
+                "normalise-contiguous", normalise_channels_outside, dtype, {**outside, **relu}
             ),
-        ):
-            constants = dict.fromkeys(tile, "constexpr")
-            signature = {
-                **data,
-                **partials,
-                **dict.fromkeys(sizes, "i32"),
-                "parts": "i32",
-                "chunk": "i32",
-                **constants,
-            }
-            found.append(Variant(f"measure-{name}-{dtype}", measure, signature, tile, aligned))
-            signature = {
-                **out,
-                "values": "i32",
-                **dict.fromkeys(lines, "i32"),
-                **constants,
-                "RELU": "constexpr",
-            }
-            found.append(
-                Variant(
-                    f"normalise-{name}-{dtype}",
-                    normalise,
-                    signature,
-                    {**tile, "RELU": True},
-                    aligned,
-                )
-            )
-        for name, last in (("channels_last", True), ("contiguous", False)):
-            whole = _whole(512, last, size)
-            assert whole is not None
-            strides = ("row_stride", "channel_stride", "image_stride")
-            ones = {"channel_stride": 1, "inner": 1} if last else {"row_stride": 1}
-            sizes = ("channels", "rows", "inner", *strides)
-            found.append(
-                Variant(
-                    f"whole-{name}-{dtype}",
-                    whole_channels,
-                    {
-                        **data,
-                        "y_ptr": f"*{dtype}",
-                        **state,
-                        **vectors,
-                        **{s: "constexpr" if s in ones else "i32" for s in sizes},
-                        "eps": "fp32",
-                        **dict.fromkeys(whole, "constexpr"),
-                        "RELU": "constexpr",
-                    },
-                    {"mask_ptr": None, **ones, **whole, "RELU": True},
-                    aligned=("x_ptr", "y_ptr", "channels", "row_stride", "image_stride"),
-                    warps=_warps(whole["ROWS"] * whole["CHANNELS"]),
-                    wide=last,
-                )
-            )
+            _variant(
+                "whole-channels_last",
+                whole_channels,
+                dtype,
+                {**none, **last, **relu, "channel_stride": 1, "inner": 1},
+            ),
+            # Rows of 7×7 positions start anywhere.
+            _variant(
+                "whole-contiguous",
+                whole_channels,
+                dtype,
+                {**none, **first, **relu, "row_stride": 1},
+                wide=False,
+            ),
+        ]
     return tuple(found)
