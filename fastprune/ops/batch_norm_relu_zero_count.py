@@ -87,6 +87,18 @@ def _single(x: Tensor, *vectors: Tensor | None) -> list[Tensor | None]:
     return [None if vector is None else vector.to(wanted) for vector in vectors]
 
 
+def _triton() -> Kernel:
+    from fastprune.kernels.triton.batch_norm_relu_zero_count import batch_norm_relu_zero_count
+
+    kernel: Kernel = batch_norm_relu_zero_count
+    return kernel
+
+
+def _not_by_triton(x: Tensor, *others: object) -> str | None:
+    """As `not_supported`; the kernel computes in float32."""
+    return "dtype torch.float64" if x.dtype == torch.float64 else not_supported(x)
+
+
 _op = define(
     "batch_norm_relu_zero_count",
     "(Tensor x, Tensor running_mean, Tensor running_var, Tensor? weight, Tensor? bias, "
@@ -94,6 +106,7 @@ _op = define(
     fake=_fake,
     reference=_reference,
     implementations=[
+        Implementation("triton", "cuda", _triton, _not_by_triton),
         Implementation("cpp", "cpu", _cpp, not_supported),
     ],
 )

@@ -49,12 +49,20 @@ def _cpp() -> Kernel:
     return run
 
 
+def _triton() -> Kernel:
+    from fastprune.kernels.triton.relu_zero_count import relu_zero_count
+
+    kernel: Kernel = relu_zero_count
+    return kernel
+
+
 _op = define(
     "relu_zero_count",
     "(Tensor x, Tensor(a!) counter) -> Tensor",
     fake=_fake,
     reference=_reference,
     implementations=[
+        Implementation("triton", "cuda", _triton, not_supported),
         Implementation("cpp", "cpu", _cpp, not_supported),
     ],
 )
