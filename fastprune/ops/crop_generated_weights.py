@@ -155,8 +155,8 @@ def _unsupported_triton(
     # A program holds whole rows of FC2 in its registers.
     if fc1_weight.shape[0] > 256:
         return f"{fc1_weight.shape[0]} hidden units, over 256"
-    if fc2_weight.shape[0] >= 2**31:
-        return f"{fc2_weight.shape[0]} rows of fc2_weight, 2^31 or more"
+    if fc2_weight.shape[0] > 2**30:
+        return f"{fc2_weight.shape[0]} rows of fc2_weight, over 2^30"
     return _unsupported(encodings, fc1_weight, fc1_bias, fc2_weight)
 
 

@@ -187,6 +187,7 @@ def crop_generated_weights_tiles(
     ``stride`` is the number of FC2's rows of one output channel, ``channels`` the most that a
     candidate keeps.
     """
+    # Channels and rows of one channel fit int32: the op sends no FC2 of over 2^30 rows here.
     block = tl.program_id(0)
     first = (block // row_blocks) * per_program
     last = tl.minimum(first + per_program, channels)
@@ -251,7 +252,7 @@ def _launch(units: int, itemsize: int, rows: int) -> _Launch:
     """
     padded = max(16, triton.next_power_of_2(units))
     tile = min(256, max(32, 8192 // (padded * itemsize)))
-    rows = min(tile, max(32, triton.next_power_of_2(rows)))
+    rows = min(tile, max(32, tile // 2, triton.next_power_of_2(rows)))
     return _Launch(padded, rows, 8 if rows >= 128 else 4)
 
 
