@@ -25,7 +25,8 @@ class Variant:
         signature: Triton type of every argument: ``"*fp16"``, ``"i64"``, ``"constexpr"``.
         constants: values of the constexpr arguments.
         aligned: arguments that are multiples of 16 (addresses of fresh tensors, even sizes);
-            Triton widens loads by them.
+            Triton widens loads by them. Names that this kernel has not, or has as constants,
+            are passed over, so that kernels can share the list.
         warps: number of warps.
         stages: number of software pipeline stages.
         wide: the loads of the large tensors must be 128 bits wide.

@@ -56,6 +56,7 @@ def channel_scores_tiles(
 
     Rows are as long as a multiple of DIVISOR; if that is more than 1, they start at 16 bytes.
     """
+    # An int32 is enough: a table of 2^30 programs would itself take 17 GB.
     entry = programs_ptr + 2 * tl.program_id(0)
     job_ptr = jobs_ptr + FIELDS * tl.load(entry)
     tile = tl.load(entry + 1)
@@ -101,6 +102,7 @@ def channel_scores_sums(
     FIELDS: tl.constexpr,
 ):
     """A program adds the partial sums of a block of channels of one side of one weight."""
+    # An int32 is enough: a table of 2^30 programs would itself take 17 GB.
     entry = programs_ptr + 2 * tl.program_id(0)
     job_ptr = jobs_ptr + FIELDS * tl.load(entry)
     channel = tl.load(entry + 1) * CHANNELS + tl.arange(0, CHANNELS)

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-__all__ = ["ARCHITECTURES", "Kernel", "compile_source", "kernel_name", "missing", "sources"]
+__all__ = [
+    "ARCHITECTURES",
+    "Kernel",
+    "compile_source",
+    "compiler",
+    "kernel_name",
+    "missing",
+    "sources",
+]
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +57,16 @@ def nvcc() -> str | None:
 def missing() -> str | None:
     """Why nothing can be compiled here; None where it can."""
     return None if nvcc() else "nvcc was not found"
+
+
+@cache
+def compiler() -> str | None:
+    """``"nvcc 13.0"``, or None where there is none."""
+    tool = nvcc()
+    if tool is None:
+        return None
+    said = subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout
+    return f"nvcc {_search(r'release ([0-9.]+)', said)}"
 
 
 @cache

@@ -10,11 +10,12 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import _table
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -31,6 +32,7 @@ __all__ = [
     "Code",
     "Launch",
     "compile_variant",
+    "compiler",
     "global_loads",
     "launches",
     "local_instructions",
@@ -62,7 +64,7 @@ class Code:
     shared: int
     load: int
     store: int
-    cubin: bytes
+    cubin: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +72,24 @@ class Launch:
     """One kernel launch that a launcher asked for.
 
     Attributes:
-        module: stem of the kernel's file.
-        kernel: the ``@triton.jit`` function's name.
+        kernel: the ``@triton.jit`` function.
         constants: of its constexpr arguments, and of arguments that Triton made constant.
         warps, stages: as asked for.
         programs: size of the grid.
         code: what it was compiled to.
     """
 
-    module: str
-    kernel: str
+    kernel: Any
     constants: dict[str, Any]
     warps: int
     stages: int
     programs: int
     code: Code
+
+
+def compiler() -> str:
+    """``"triton 3.9"``: it brings its own assembler."""
+    return f"triton {_table.version(triton.__version__)}"
 
 
 def modules() -> list[str]:
@@ -116,11 +121,16 @@ def most_launches(op: str) -> int:
 def compile_variant(variant: Variant, architecture: int) -> Code:
     """The machine code of a variant for ``sm_<architecture>``; needs neither GPU nor driver."""
     names = variant.kernel.arg_names
+    numbers = {name for name, kind in variant.signature.items() if kind != "constexpr"}
     source = ASTSource(
         fn=variant.kernel,
-        signature=dict(variant.signature),
+        signature={name: variant.signature[name] for name in names},
         constexprs=dict(variant.constants),
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned},
+        attrs={
+            (names.index(name),): [["tt.divisibility", 16]]
+            for name in variant.aligned
+            if name in numbers
+        },
     )
     compiled = triton.compile(
         source,
@@ -181,8 +191,7 @@ def _captured(architecture: int) -> Iterator[list[Launch]]:
         facts = compiled.metadata
         found.append(
             Launch(
-                module=self.fn.__module__.rpartition(".")[2],
-                kernel=self.__name__,
+                kernel=self,
                 constants=constants,
                 warps=facts.num_warps,
                 stages=facts.num_stages,
