@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "bind.h"
-#include "float16.h"
+#include "cpu/half.h"
 #include "zeros.h"
 
 namespace py = pybind11;
@@ -26,9 +26,9 @@ template <bool kEach, class Element, class Real>
 FASTPRUNE_INLINE void plain_map(const Element* x, Element* y, std::int64_t from, std::int64_t size, Affine<Real> by) {
     for (std::int64_t i = from; i < size; ++i) {
         const std::int64_t at = kEach ? i : 0;
-        const Real value = (static_cast<Real>(x[i]) - by.mean[at]) * by.scale[at] + by.shift[at];
+        const Real value = (widen(x[i]) - by.mean[at]) * by.scale[at] + by.shift[at];
         // NaN is not below zero.
-        y[i] = static_cast<Element>(value < Real{0} ? Real{0} : value);
+        narrow(value < Real{0} ? Real{0} : value, y[i]);
     }
 }
 
