@@ -257,7 +257,8 @@ void all_channels(const Job<T>& job, int threads) {
     const Affine<const A*> affine{shift, scale, offset, job.relu};
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (std::int64_t s = 0; s < segments; ++s) {
-        const auto at = part(s);
+        // The last first: they are what the cache still holds.
+        const auto at = part(segments - 1 - s);
         normalise_columns_of(at, job.y + (at.x - job.x), affine);
     }
     normalise_columns_of(last, job.y + (last.x - job.x), affine);

@@ -44,6 +44,11 @@ class Moments:
                 f"mean, m2: expected the same shape [C], got {list(self.mean.shape)} and "
                 f"{list(self.m2.shape)}"
             )
+        if not (self.mean.is_contiguous() and self.m2.is_contiguous()):
+            raise ValueError(
+                f"mean, m2: expected contiguous memory, got strides {self.mean.stride()} and "
+                f"{self.m2.stride()}"
+            )
         if not self.count.device == self.mean.device == self.m2.device:
             raise ValueError(
                 f"count, mean, m2: expected one device, got {self.count.device}, "

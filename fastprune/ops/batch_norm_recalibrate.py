@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastprune.ops._checks import check_activation, check_vector
 from fastprune.ops._extension import DTYPES, extension
-from fastprune.ops._layout import dense_layout, not_dense
+from fastprune.ops._layout import not_dense
 from fastprune.ops._moments import Moments, batch_moments, merged
 from fastprune.ops._op import Implementation, define, public
 
@@ -89,9 +89,9 @@ def _cpp() -> Kernel:
         eps: float,
         relu: bool,
     ) -> Tensor:
-        layout = dense_layout(x)
-        assert layout is not None
         result = torch.empty_like(x)
+        outer, channels = x.shape[0], x.shape[1]
+        inner = x.numel() // max(outer * channels, 1)
         given = (weight, bias, mask)
         wide = any(v is not None and v.dtype != torch.float32 for v in given)
         # Kept until the call is over.
@@ -105,11 +105,11 @@ def _cpp() -> Kernel:
             *[0 if v is None else v.data_ptr() for v in vectors],
             wide,
             DTYPES[x.dtype],
-            layout.outer,
-            layout.channels,
-            layout.inner,
-            # One position an image: rows of channels, whichever way they are called.
-            layout.channels_last or layout.inner == 1,
+            outer,
+            channels,
+            inner,
+            # Dense either way; one position an image makes rows of channels, too.
+            inner == 1 or not x.is_contiguous(),
             eps,
             relu,
             torch.get_num_threads(),
@@ -193,7 +193,6 @@ def batch_norm_recalibrate(
     """
     check_activation(x)
     check_vector("moments", moments.mean, x)
-    check_vector("moments", moments.m2, x)
     for name, vector in (("weight", weight), ("bias", bias), ("mask", mask)):
         if vector is not None:
             if name != "mask" and not vector.is_floating_point():

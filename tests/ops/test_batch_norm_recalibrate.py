@@ -210,6 +210,7 @@ def test_wrong_moments() -> None:
         ((torch.zeros(2, dtype=torch.int64), mean, mean), ValueError, "count: expected one"),
         ((count, mean.float(), mean), TypeError, "expected float64"),
         ((count, mean, mean[:2]), ValueError, r"expected the same shape \[C\]"),
+        ((count, mean, torch.stack([mean, mean], 1)[:, 0]), ValueError, "expected contiguous"),
         ((count, mean.to("meta"), mean), ValueError, "expected one device"),
     ):
         with pytest.raises(error, match=match):
