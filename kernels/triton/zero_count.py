@@ -8,12 +8,17 @@ import triton.language as tl
 from torch import Tensor
 
 from fastprune.kernels.triton._variant import Variant
-from fastprune.kernels.triton._zeros import add_by_channel, flat_bits, tiles
+from fastprune.kernels.triton._zeros import (
+    add_words_by_channel,
+    flat_words,
+    in_pairs,
+    tiles,
+)
 
 __all__ = ["variants", "zero_count"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps"])
 def zero_count_tiles(
     x_ptr,
     counter_ptr,
@@ -33,7 +38,8 @@ def zero_count_tiles(
     Zero is all bits but the sign: integers tell it for every floating type, denormals included.
     """
     start = tl.program_id(0).to(tl.int64) * WIDTH
-    position = start + tl.arange(0, WIDTH)
+    lane = tl.arange(0, WIDTH)
+    position = start + lane
     row = tl.program_id(1).to(tl.int64) * steps * ROWS + tl.arange(0, ROWS)
     inside = (position < length)[None, :]
     zeros = tl.zeros([ROWS, WIDTH], tl.int32)
@@ -50,22 +56,15 @@ def zero_count_tiles(
             words = tl.load(x_ptr + at, mask=mask, other=1)
             zeros += ((words & MAGNITUDE) == 0).to(tl.int32)
     found = tl.sum(zeros, axis=0)
-    if PACK == 2:
-        # A program sees fewer than 65536 rows: no count of a lower half reaches the upper one.
-        low, high, first, end = 2 * position, 2 * position + 1, 2 * start, 2 * length
-        add_by_channel(counter_ptr, found & 0xFFFF, low, first, end, channels, inner, SEGMENTS)
-        add_by_channel(counter_ptr, found >> 16, high, first, end, channels, inner, SEGMENTS)
-    else:
-        add_by_channel(counter_ptr, found, position, start, length, channels, inner, SEGMENTS)
+    add_words_by_channel(counter_ptr, found, lane, start, length, channels, inner, PACK, SEGMENTS)
 
 
 def zero_count(x: Tensor, counter: Tensor) -> None:
     """Adds the zeros of a dense ``x`` ``[N, C, ...]`` to ``counter`` int64 ``[C]``."""
     if x.numel() == 0:
         return
-    paired = x.element_size() == 2 and x.numel() % 2 == 0 and x.storage_offset() % 2 == 0
-    words = flat_bits(x, torch.int32 if paired else None)
-    pack = 2 if paired else 1
+    pack = 2 if in_pairs(x) else 1
+    words = flat_words(x, pack)
     size = words.element_size()
     plan = tiles(tuple(x.shape), x.is_contiguous(), size, pack)
     with torch.cuda.device_of(x):
