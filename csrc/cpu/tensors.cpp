@@ -85,6 +85,8 @@ bool read_by_exchange(PyObject* tensor, TensorView& view) {
     if (!dtype_of(t, view.dtype)) return false;
     std::int64_t size = 1;
     for (int d = 0; d < t.ndim; ++d) size *= t.shape[d];
+    // Zero tensors and freed storage have entries, and no memory.
+    if (t.data == nullptr && size > 0) return false;
     view.data = static_cast<char*>(t.data) + t.byte_offset;
     view.size = size;
     view.device_type = t.device_type;

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fastprune.errors import FastpruneError, nearest
+from fastprune.nn.relu_with_zero_count import ReLUWithZeroCount
 from fastprune.ops import zero_count
 
 __all__ = ["ActivationStatistics"]
 
-ACTIVATIONS = (nn.ReLU, nn.ReLU6)
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, ReLUWithZeroCount)
 
 
 class ActivationStatistics:
@@ -128,7 +129,8 @@ def _chosen(model: nn.Module, layers: Sequence[str] | None) -> dict[str, nn.Modu
         }
         if not found:
             raise FastpruneError(
-                "activation statistics: the network has no ReLU module; name the layers"
+                "activation statistics: the network has no ReLU module (calls of F.relu are none); "
+                "name layers"
             )
         return found
     for pattern in layers:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -13,9 +15,10 @@ __all__ = ["ReLUWithZeroCount"]
 class ReLUWithZeroCount(nn.Module):
     """ReLU ``[N, C, ...] -> [N, C, ...]`` that counts, in the same pass, the zeros it makes.
 
-    Every call adds to the counters, in training and in evaluation; `reset` starts anew. The
-    counters are buffers that are not saved, so the module stands in for an ``nn.ReLU`` without
-    a new name in the ``state_dict``. Gradients are those of ReLU.
+    Every call adds to the counters, in training and in evaluation, activation checkpointing's
+    second call too; `reset` starts anew. The counters are not saved, so the module stands in for an
+    ``nn.ReLU`` without a new name in the ``state_dict``; under DistributedDataParallel each rank
+    counts what it saw. Gradients are those of ReLU.
 
     Args:
         channels: C.
@@ -28,14 +31,22 @@ class ReLUWithZeroCount(nn.Module):
         super().__init__()
         if channels < 1:
             raise ValueError(f"channels: expected at least 1, got {channels}")
-        self.register_buffer("zeros", torch.zeros(channels, dtype=torch.int64), persistent=False)
+        # No buffers: DistributedDataParallel would overwrite every rank's with the first rank's.
+        self.zeros = torch.zeros(channels, dtype=torch.int64)
         # A tensor: a number would make every call of a compiled network another network.
-        self.register_buffer("positions", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.positions = torch.zeros((), dtype=torch.int64)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = relu_zero_count(x, self.zeros)
-        self.positions.add_(x.numel() // x.shape[1])
-        return y
+        # Ahead of the count: activation checkpointing repeats a call up to its last saved tensor,
+        # and then both are counted twice, or neither.
+        self.positions.add_(x.numel() // max(x.shape[1], 1))
+        return relu_zero_count(x, self.zeros)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ReLUWithZeroCount:
+        """Takes the counters along where the network is moved."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.zeros, self.positions = fn(self.zeros), fn(self.positions)
+        return self
 
     def apoz(self) -> Tensor:
         """Average percentage of zeros of each channel, as a fraction: float64 ``[C]``, NaN where

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class SparsityPenalty:
     `attach` lets the optimizer make the call at that point by itself.
 
     Args:
-        model: its batch norms with trainable scales are penalised.
+        model: its batch norms with scales are penalised; frozen ones are left alone.
         strength: s; or s by batch norm: a mapping of names or patterns (``"layer3.*"``), the first
             that matches counts, and a batch norm that none matches is left alone.
 
@@ -77,6 +78,13 @@ class SparsityPenalty:
             raise FastpruneError(
                 f"strength: {idle[0]!r} is the first match of no batch norm{known}"
             )
+        computed = [name for name in strengths if "weight" not in norms[name]._parameters]
+        if computed:
+            raise FastpruneError(
+                f"sparsity penalty: the scales of {computed[0]!r} are computed (parametrized or "
+                "masked), so no gradient of theirs is kept; remove that first"
+            )
+        strengths = _without_ties(norms, strengths)
         self._norms = tuple(norms[name] for name in strengths)
         self._tensors: dict[tuple[torch.device, float | tuple[float, ...]], Tensor] = {}
         self.strengths = strengths
@@ -122,34 +130,58 @@ class SparsityPenalty:
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Adds the penalty at the start of every ``optimizer.step()``, when the gradients are
-        complete however the loop is written, a GradScaler's included.
+        complete, a GradScaler's included, to those scales that the optimizer trains. Attach it
+        once to each optimizer.
 
         Returns:
             A handle whose ``remove()`` ends it.
-        """
 
-        def before_step(stepping: Optimizer, args: object, kwargs: object) -> None:
+        Raises:
+            FastpruneError: the optimizer trains none of the scales; or, at a step, it was given a
+                closure, which computes the gradients later.
+        """
+        if not self._trained_by(optimizer):
+            raise FastpruneError("optimizer: it trains no batch norm scale of this network")
+
+        def before_step(
+            stepping: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> None:
+            # The optimizer itself may be the first of the two.
+            if any(callable(given) for given in (*args[-1:], *kwargs.values())):
+                raise FastpruneError(
+                    "sparsity penalty: optimizer.step(closure) computes gradients after the "
+                    "penalty was added; call the penalty inside the closure, unattached"
+                )
             # A fused optimizer unscales by itself, later; GradScaler leaves it the scale here.
-            self._add(getattr(stepping, "grad_scale", None))
+            self._add(getattr(stepping, "grad_scale", None), self._trained_by(stepping))
 
         return optimizer.register_step_pre_hook(before_step)
 
-    def _add(self, scale: Tensor | None) -> None:
-        # Past nn.Module.__getattr__, which costs more than the penalty does.
-        scales = [s for norm in self._norms if (s := norm._parameters["weight"]) is not None]
-        gradients = [gradient for s in scales if (gradient := s.grad) is not None]
-        strengths: float | list[float] = self._uniform or [*self.strengths.values()]
-        if len(gradients) < len(scales):
-            if isinstance(strengths, list):
-                pairs = zip(scales, strengths, strict=True)
-                strengths = [strength for s, strength in pairs if s.grad is not None]
-            scales = [s for s in scales if s.grad is not None]
+    def _add(self, scale: Tensor | None, only: set[int] | None = None) -> None:
+        scales: list[Tensor] = []
+        gradients: list[Tensor] = []
+        each: list[float] = []
+        for norm, strength in zip(self._norms, self.strengths.values(), strict=True):
+            # Past nn.Module.__getattr__, which costs more than the penalty does.
+            weight = norm._parameters["weight"]
+            gradient = None if weight is None else weight.grad
+            if weight is None or gradient is None or (only is not None and id(weight) not in only):
+                continue
+            scales.append(weight)
+            gradients.append(gradient)
+            each.append(strength)
         if not scales:
             return
+        strengths = each if self._uniform is None else self._uniform
         if scale is not None:
             gamma_subgradient_(scales, gradients, self._on(scale.device, strengths) * scale)
         else:
             gamma_subgradient_(scales, gradients, strengths)
+
+    def _trained_by(self, optimizer: Optimizer) -> set[int]:
+        """Ids of the scales among an optimizer's parameters."""
+        own = {id(norm._parameters["weight"]) for norm in self._norms}
+        return {id(p) for group in optimizer.param_groups for p in group["params"]} & own
 
     def _on(self, device: torch.device, strengths: float | list[float]) -> Tensor:
         """Strengths as a tensor, made once: a copy to a GPU would wait for it at every step."""
@@ -157,3 +189,18 @@ class SparsityPenalty:
         if key not in self._tensors:
             self._tensors[key] = torch.tensor(strengths, dtype=torch.float32, device=device)
         return self._tensors[key]
+
+
+def _without_ties(
+    norms: Mapping[str, _BatchNorm], strengths: Mapping[str, float]
+) -> dict[str, float]:
+    """Strengths with the first of those batch norms alone that share their scales."""
+    first: dict[int, str] = {}
+    for name, strength in strengths.items():
+        owner = first.setdefault(id(norms[name].weight), name)
+        if strengths[owner] != strength:
+            raise FastpruneError(
+                f"strength: {owner!r} and {name!r} share their scales; expected one strength for "
+                f"both, got {strengths[owner]} and {strength}"
+            )
+    return {name: strengths[name] for name in first.values()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -38,7 +38,8 @@ def recalibrate_batch_norm(
     afterwards as they were. Batch norms are computed by ``fastprune.ops.batch_norm_recalibrate``;
     those of a class of their own run their own code, in training mode, and statistics are taken of
     what they are given. Statistics of a batch norm that never runs are reset. Compiled networks
-    run uncompiled. Without batch norms, or with 0 batches, nothing happens.
+    run uncompiled. Without batch norms, or with no batch, nothing happens; after an error
+    statistics are as they were.
 
     Args:
         model: on ``device``; its running statistics are changed in place.
@@ -54,14 +55,22 @@ def recalibrate_batch_norm(
     ]
     if not norms or batches < 1:
         return
-    with kept_modes(model), torch.no_grad(), _watched(norms), _uncompiled():
-        model.eval()
+    seen = 0
+    with ExitStack() as undo:
         for norm in norms:
-            norm.module.train()
-        for batch in islice(pipeline.epoch(0), batches):
-            model(moved(batch, device, channels_last=False)[0])
-    for norm in norms:
-        norm.write()
+            undo.callback(norm.restore)
+        with kept_modes(model), torch.no_grad(), _watched(norms), _uncompiled():
+            model.eval()
+            for norm in norms:
+                norm.module.train()
+            for batch in islice(pipeline.epoch(0), batches):
+                model(moved(batch, device, channels_last=False)[0])
+                seen += 1
+        if seen:
+            undo.pop_all()
+    if seen:
+        for norm in norms:
+            norm.write()
 
 
 @dataclass(slots=True)
@@ -71,11 +80,26 @@ class _Norm:
     Attributes:
         moments: None until it ran: lazy modules do not know their channels before.
         calls: how often it ran.
+        before: its buffers at the beginning.
     """
 
     module: _BatchNorm
     moments: Moments | None = None
     calls: int = 0
+    before: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.before = {
+            name: buffer.clone()
+            for name, buffer in self.module.named_buffers(recurse=False)
+            if not isinstance(buffer, UninitializedBuffer)
+        }
+
+    def restore(self) -> None:
+        """Puts the statistics back that were there at the beginning."""
+        for name, buffer in self.module.named_buffers(recurse=False):
+            if name in self.before:
+                buffer.copy_(self.before[name])
 
     @property
     def plain(self) -> bool:
