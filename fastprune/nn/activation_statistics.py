@@ -129,8 +129,8 @@ def _chosen(model: nn.Module, layers: Sequence[str] | None) -> dict[str, nn.Modu
         }
         if not found:
             raise FastpruneError(
-                "activation statistics: the network has no ReLU module (calls of F.relu are none); "
-                "name layers"
+                "activation statistics: the network has no ReLU module, and calls of F.relu are "
+                "not seen; name layers"
             )
         return found
     for pattern in layers:

@@ -16,9 +16,9 @@ class ReLUWithZeroCount(nn.Module):
     """ReLU ``[N, C, ...] -> [N, C, ...]`` that counts, in the same pass, the zeros it makes.
 
     Every call adds to the counters, in training and in evaluation, activation checkpointing's
-    second call too; `reset` starts anew. The counters are not saved, so the module stands in for an
-    ``nn.ReLU`` without a new name in the ``state_dict``; under DistributedDataParallel each rank
-    counts what it saw. Gradients are those of ReLU.
+    second call too; `reset` starts anew. The counters are not saved, so the module stands in for
+    an ``nn.ReLU`` without a new name in the ``state_dict``; under DistributedDataParallel each
+    rank counts what it saw. Gradients are those of ReLU.
 
     Args:
         channels: C.

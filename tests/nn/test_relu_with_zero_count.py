@@ -63,3 +63,21 @@ def test_channels_that_are_not_there_are_refused() -> None:
         ReLUWithZeroCount(0)
     with pytest.raises(ValueError, match=r"counter: expected shape \[3\]"):
         ReLUWithZeroCount(2)(torch.randn(1, 3))
+
+
+def test_checkpointing_keeps_the_share_of_zeros() -> None:
+    relu = ReLUWithZeroCount(3)
+    x = torch.randn(8, 3, requires_grad=True)
+
+    torch.utils.checkpoint.checkpoint(relu, x, use_reentrant=False).sum().backward()
+
+    assert torch.equal(relu.apoz(), (x <= 0).double().mean(0))
+
+
+def test_counters_follow_the_network_and_are_nobodys_buffers() -> None:
+    model = nn.Sequential(ReLUWithZeroCount(3))
+
+    assert not list(model.buffers())
+    model.half().to("meta")
+    assert model[0].zeros.device.type == "meta"
+    assert model[0].zeros.dtype == torch.int64

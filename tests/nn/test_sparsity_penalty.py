@@ -156,3 +156,56 @@ def test_bad_input_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         SparsityPenalty(model, strength)
+
+
+def test_a_shared_scale_counts_once() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    model[1].weight = model[0].weight
+    model[0].weight.grad = torch.zeros(4)
+    penalty = SparsityPenalty(model, 0.5)
+
+    penalty()
+
+    assert model[0].weight.grad.tolist() == [0.5] * 4
+    assert float(penalty.value()) == 2
+    with pytest.raises(FastpruneError, match="'0' and '1' share their scales"):
+        SparsityPenalty(model, {"0": 0.5, "1": 0.25})
+
+
+def test_attached_it_reaches_the_scales_of_its_optimizer_alone() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4))
+    first = torch.optim.SGD(model[0].parameters(), lr=1.0)
+    second = torch.optim.SGD(model[1].parameters(), lr=1.0)
+    penalty = SparsityPenalty(model, 0.5)
+    penalty.attach(first)
+    penalty.attach(second)
+
+    (model(torch.ones(3, 4)) * 0).sum().backward()
+    first.step()
+    second.step()
+
+    assert model[0].weight.tolist() == model[1].weight.tolist() == [0.5] * 4
+    with pytest.raises(FastpruneError, match="trains no batch norm scale"):
+        penalty.attach(torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1.0))
+    with pytest.raises(FastpruneError, match="closure"):
+        first.step(lambda: torch.zeros(()))
+
+
+def test_computed_scales_are_refused() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4))
+    nn.utils.parametrize.register_parametrization(model[0], "weight", nn.Identity())
+
+    with pytest.raises(FastpruneError, match="the scales of '0' are computed"):
+        SparsityPenalty(model, 0.5)
+
+
+def test_it_compiles_whole() -> None:
+    model = _network()
+    for module in (model[1], model[4]):
+        module.weight.grad = torch.zeros_like(module.weight)
+    penalty = SparsityPenalty(model, STRENGTH)
+    torch._dynamo.reset()
+
+    torch.compile(lambda: penalty(), fullgraph=True, backend="aot_eager")()
+
+    torch.testing.assert_close(model[4].weight.grad, STRENGTH * model[4].weight.detach().sign())

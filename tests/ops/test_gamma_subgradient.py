@@ -400,3 +400,10 @@ def test_threads_change_nothing() -> None:
 
     assert_equal(found[1], found[0])
     assert_equal(found[2], found[0])
+
+
+def test_tensors_without_memory_are_not_written_to() -> None:
+    zero = torch._efficientzerotensor(4)
+
+    with torch.no_grad():
+        assert float(gamma_penalty([zero])) == 0

@@ -202,3 +202,18 @@ def test_the_network_normalises_as_in_training() -> None:
     recalibrate_batch_norm(model, Batches(x, 6), 1, "cpu")
     hook.remove()
     torch.testing.assert_close(outputs[0], model.train()(x).detach())
+
+
+def test_statistics_stay_after_an_error_and_without_a_batch() -> None:
+    norm = nn.BatchNorm1d(3)
+    norm(torch.randn(9, 3))
+    before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        recalibrate_batch_norm(norm, Batches(torch.randn(4, 3), 3), 2, "cpu")
+    nothing = Batches(torch.randn(3, 3), 3)
+    nothing.epoch = lambda epoch, start=0: iter(())
+    recalibrate_batch_norm(norm, nothing, 2, "cpu")
+
+    for name, buffer in norm.named_buffers():
+        assert torch.equal(buffer, before[name])
