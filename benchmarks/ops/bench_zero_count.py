@@ -36,7 +36,7 @@ def compiled() -> Callable[[Tensor], Tensor]:
 
 @pytest.mark.benchmark(timer=time.process_time)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["fp32"])
 @pytest.mark.parametrize("rival", ["sum", "compile", "copy"])
 def bench_large_map(
     benchmark: Any,
