@@ -35,9 +35,20 @@ def compiled() -> Callable[[Tensor], Tensor]:
 
 
 @pytest.mark.benchmark(timer=time.process_time)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", ["fp32"])
-@pytest.mark.parametrize("rival", ["sum", "compile", "copy"])
+@pytest.mark.parametrize(
+    ("rival", "dtype", "layout"),
+    [
+        ("sum", "fp32", "contiguous"),
+        ("sum", "fp32", "channels_last"),
+        ("sum", "bf16", "contiguous"),
+        ("compile", "fp32", "contiguous"),
+        ("compile", "bf16", "channels_last"),
+        ("copy", "fp32", "contiguous"),
+        ("copy", "fp32", "channels_last"),
+        ("copy", "fp16", "contiguous"),
+        ("copy", "fp16", "channels_last"),
+    ],
+)
 def bench_large_map(
     benchmark: Any,
     gate: Callable[..., None],
@@ -55,7 +66,7 @@ def bench_large_map(
         "copy": ("y.copy_(x)", lambda: y.copy_(x)),
     }
     label, other = ways[rival]
-    found = compare(benchmark, lambda: zero_count(x, counter=counter), other, rounds=20, calls=5)
+    found = compare(benchmark, lambda: zero_count(x, counter=counter), other, rounds=12, calls=5)
     gate(
         f"ops/zero_count/{rival}-{dtype}-{layout}",
         found,

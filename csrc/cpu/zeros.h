@@ -98,7 +98,7 @@ inline void add_bits(const Activation& a, std::int64_t begin, std::int64_t size,
 // Whether an output goes past the caches: it would not stay in them, and a plain store reads memory before it writes.
 // 16x64x56x56 float32, one thread: relu 0.46 ms with such stores, 0.90 without; 2x64x56x56: 56 us and 36.
 inline bool streams(const void* y, std::int64_t bytes) {
-    constexpr std::int64_t kMoreThanCaches = 8 << 20;
+    constexpr std::int64_t kMoreThanCaches = 4 << 20;
     return bytes >= kMoreThanCaches && reinterpret_cast<std::uintptr_t>(y) % 64 == 0 && simd_level() != Simd::baseline;
 }
 
