@@ -241,7 +241,10 @@ def _extension() -> dict[str, Any]:
     if module is not None:
         return found
     if not record:
-        found["reason"] = "this copy of fastprune was never built; install it with: pip install ."
+        found["reason"] = (
+            "this copy of fastprune was never built: pip install -e . in its folder, "
+            "or start Python in another one"
+        )
     elif record["extension"]:
         found["reason"] = f"it was built, but does not load: {problem}"
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ import torch
 from fastprune.ops._op import Unavailable
 
 __all__ = ["DTYPES", "cuda_extension", "extension", "reading_tensors"]
+
+_HERE = Path(__file__).parents[1]
 
 # The numbers of csrc/dtype.h.
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
@@ -24,6 +27,11 @@ def extension() -> Any:
     try:
         return import_module("fastprune._C")
     except (ImportError, OSError) as problem:
+        if not _HERE.joinpath("_build.json").exists():
+            raise Unavailable(
+                f"{_HERE} is a source tree that was never built: pip install -e . there, or "
+                "start Python in another folder"
+            ) from problem
         raise Unavailable(
             f"fastprune._C does not load ({problem}); `fastprune doctor` says why"
         ) from problem
