@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-__all__ = ["check_activation", "check_counter", "check_vector"]
+__all__ = ["check_activation", "check_counter", "check_tensor", "check_vector", "listed"]
+
+
+def check_tensor(name: str, tensor: object) -> None:
+    """``tensor`` is one."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+
+
+def listed(name: str, tensors: Iterable[Tensor] | Tensor) -> list[Tensor]:
+    """The tensors as a list. One alone would pass for a sequence of them."""
+    if isinstance(tensors, Tensor):
+        raise TypeError(f"{name}: expected a list of tensors, got one tensor")
+    return list(tensors)
 
 
 def check_activation(x: Tensor) -> None:
     """``x`` is a floating ``[N, C, ...]``."""
+    check_tensor("x", x)
     if not x.is_floating_point():
         raise TypeError(f"x: expected a floating dtype, got {x.dtype}")
     if x.ndim < 2:
@@ -18,6 +34,7 @@ def check_activation(x: Tensor) -> None:
 
 def check_counter(counter: Tensor, x: Tensor) -> None:
     """``counter`` is int64 ``[C]``, contiguous, and where ``x`` is."""
+    check_tensor("counter", counter)
     if counter.dtype != torch.int64:
         raise TypeError(f"counter: expected int64, got {counter.dtype}")
     check_vector("counter", counter, x)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastprune.ops._checks import check_tensor
+
 __all__ = [
     "check_gradients",
     "check_lengths",
@@ -19,8 +21,7 @@ __all__ = [
 
 def check_scales(scales: list[Tensor]) -> None:
     for i, scale in enumerate(scales):
-        if not isinstance(scale, Tensor):
-            raise TypeError(f"scales[{i}]: expected a tensor, got {type(scale).__name__}")
+        check_tensor(f"scales[{i}]", scale)
         if not scale.is_floating_point():
             raise TypeError(f"scales[{i}]: expected a floating dtype, got {scale.dtype}")
         if scale.device != scales[0].device:
@@ -36,8 +37,7 @@ def check_gradients(scales: list[Tensor], gradients: list[Tensor]) -> None:
             f"gradients: expected {len(scales)}, one for each scale, got {len(gradients)}"
         )
     for i, (scale, gradient) in enumerate(zip(scales, gradients, strict=True)):
-        if not isinstance(gradient, Tensor):
-            raise TypeError(f"gradients[{i}]: expected a tensor, got {type(gradient).__name__}")
+        check_tensor(f"gradients[{i}]", gradient)
         if gradient.dtype != scale.dtype:
             raise TypeError(f"gradients[{i}]: expected {scale.dtype}, got {gradient.dtype}")
         if gradient.shape != scale.shape:

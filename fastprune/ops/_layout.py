@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Layout", "dense_layout", "not_dense"]
+__all__ = ["Layout", "dense_layout", "layout_of", "not_dense"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,14 @@ def dense_layout(x: Tensor) -> Layout | None:
     if x.movedim(1, -1).is_contiguous():
         return Layout(outer, channels, inner, True)
     return None
+
+
+def layout_of(x: Tensor) -> Layout:
+    """`dense_layout` of what `not_dense` has nothing against."""
+    layout = dense_layout(x)
+    if layout is None:
+        raise ValueError(f"x: expected dense memory, got stride {tuple(x.stride())}")
+    return layout
 
 
 def not_dense(x: Tensor, *others: object) -> str | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastprune.ops._checks import check_tensor
+
 __all__ = ["Moments", "batch_moments", "merged"]
 
 
@@ -31,6 +33,8 @@ class Moments:
     m2: Tensor
 
     def __post_init__(self) -> None:
+        for name, tensor in (("count", self.count), ("mean", self.mean), ("m2", self.m2)):
+            check_tensor(name, tensor)
         if self.count.dtype != torch.int64:
             raise TypeError(f"count: expected int64, got {self.count.dtype}")
         if self.count.numel() != 1:
@@ -54,6 +58,8 @@ class Moments:
                 f"count, mean, m2: expected one device, got {self.count.device}, "
                 f"{self.mean.device} and {self.m2.device}"
             )
+        if self.mean is self.m2:
+            raise ValueError("mean, m2: expected two tensors, got the same for both")
 
     @staticmethod
     def zeros(channels: int, *, device: torch.device | str | None = None) -> Moments:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastprune.ops._checks import check_activation, check_vector
+from fastprune.ops._checks import check_activation, check_tensor, check_vector
 from fastprune.ops._extension import DTYPES, extension
 from fastprune.ops._layout import not_dense
 from fastprune.ops._moments import Moments, batch_moments, merged
@@ -195,6 +195,7 @@ def batch_norm_recalibrate(
     check_vector("moments", moments.mean, x)
     for name, vector in (("weight", weight), ("bias", bias), ("mask", mask)):
         if vector is not None:
+            check_tensor(name, vector)
             if name != "mask" and not vector.is_floating_point():
                 raise TypeError(f"{name}: expected a floating dtype, got {vector.dtype}")
             check_vector(name, vector, x)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastprune.ops._checks import check_activation, check_counter, check_vector
+from fastprune.ops._checks import check_activation, check_counter, check_tensor, check_vector
 from fastprune.ops._extension import DTYPES, extension
-from fastprune.ops._layout import dense_layout
+from fastprune.ops._layout import layout_of
 from fastprune.ops._op import Implementation, Kernel, define, public
 from fastprune.ops.zero_count import add_zeros, not_supported
 
@@ -59,8 +59,7 @@ def _cpp() -> Kernel:
         counter: Tensor,
         eps: float,
     ) -> Tensor:
-        layout = dense_layout(x)
-        assert layout is not None
+        layout = layout_of(x)
         y = torch.empty_like(x)
         vectors = _single(x, running_mean, running_var, weight, bias)
         normalise(
@@ -194,6 +193,7 @@ def batch_norm_relu_zero_count(
     }
     given = {name: vector for name, vector in vectors.items() if vector is not None}
     for name, vector in given.items():
+        check_tensor(name, vector)
         _check_dtype(name, vector.dtype, x.dtype, running_mean.dtype)
         check_vector(name, vector, x)
     arguments = (x, running_mean, running_var, weight, bias, counter, float(eps))

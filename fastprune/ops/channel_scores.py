@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastprune.ops._checks import check_tensor, listed
 from fastprune.ops._extension import DTYPES, extension
-from fastprune.ops._layout import dense_layout, not_dense
+from fastprune.ops._layout import layout_of, not_dense
 from fastprune.ops._op import Implementation, define, public
 
 __all__ = ["ChannelScores", "channel_scores", "channel_scores_of"]
@@ -69,8 +70,7 @@ def _cpp() -> Callable[[Sequence[Tensor]], Tensor]:
         threads = torch.get_num_threads()
         address = out.data_ptr()
         for weight in weights:
-            layout = dense_layout(weight)
-            assert layout is not None
+            layout = layout_of(weight)
             add_up(
                 weight.data_ptr(),
                 address,
@@ -146,6 +146,7 @@ def channel_scores(weight: Tensor) -> ChannelScores:
         TypeError: the weight is not floating.
         ValueError: it has no dimension.
     """
+    check_tensor("weight", weight)
     return _all([weight])[0]
 
 
@@ -160,16 +161,17 @@ def channel_scores_of(weights: Sequence[Tensor]) -> list[ChannelScores]:
         weights: as :func:`channel_scores` takes them.
 
     Raises:
-        TypeError: a weight is not floating.
+        TypeError: a weight is not floating, or no tensor; or a tensor is given for the list.
         ValueError: one has no dimension.
     """
-    return _all(weights)
+    return _all(listed("weights", weights))
 
 
 def _all(weights: Sequence[Tensor]) -> list[ChannelScores]:
     groups: dict[tuple[object, ...], list[int]] = {}
     for place, weight in enumerate(weights):
         name = "weight" if len(weights) == 1 else f"weights[{place}]"
+        check_tensor(name, weight)
         if not weight.is_floating_point():
             raise TypeError(f"{name}: expected a floating dtype, got {weight.dtype}")
         if weight.ndim == 0:

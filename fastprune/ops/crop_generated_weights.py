@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastprune.ops._checks import check_tensor
 from fastprune.ops._extension import DTYPES, extension
 from fastprune.ops._op import Implementation, define, public
 
@@ -48,6 +50,11 @@ def _hidden(encodings: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.relu(F.linear(encodings, weight, bias))
 
 
+def _in_its_dtype(tensor: Tensor) -> AbstractContextManager[object]:
+    """Products in the dtype of what is multiplied, as the kernels have them, in autocast too."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def _reference(
     encodings: Tensor,
     fc1_weight: Tensor,
@@ -60,10 +67,11 @@ def _reference(
 ) -> Tensor:
     flat = encodings.new_zeros(sum(_blocks(shape, out_channels, in_channels)))
     pieces = _candidates(flat, shape, out_channels, in_channels)
-    for k, (out, inside) in enumerate(zip(out_channels, in_channels, strict=True)):
-        hidden = _hidden(encodings[k : k + 1], fc1_weight, fc1_bias)
-        weights = F.linear(hidden, fc2_weight, fc2_bias).view(*shape)
-        pieces[k].copy_(weights[:out, :inside].reshape(-1))
+    with _in_its_dtype(flat):
+        for k, (out, inside) in enumerate(zip(out_channels, in_channels, strict=True)):
+            hidden = _hidden(encodings[k : k + 1], fc1_weight, fc1_bias)
+            weights = F.linear(hidden, fc2_weight, fc2_bias).view(*shape)
+            pieces[k].copy_(weights[:out, :inside].reshape(-1))
     return flat
 
 
@@ -185,38 +193,43 @@ class _CropGeneratedWeights(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        encodings, fc1_weight, fc1_bias, fc2_weight, _ = ctx.saved_tensors
-        shape, out_channels, in_channels = ctx.widths
-        outer, inner = shape[0], shape[1] * shape[2] * shape[3]
-        wanted = ctx.needs_input_grad
-        hidden = _hidden(encodings, fc1_weight, fc1_bias)
-        rows = fc2_weight.reshape(outer, inner, -1)
-        grad_fc2 = torch.zeros_like(rows) if wanted[3] else None
-        grad_bias = rows.new_zeros(outer, inner) if wanted[4] else None
-        grad_hidden = []
-        pieces = _candidates(grads[0], shape, out_channels, in_channels)
-        for k, (out, piece) in enumerate(zip(out_channels, pieces, strict=True)):
-            grad = piece.view(out, -1)
-            kept = grad.shape[1]
-            if grad_fc2 is not None:
-                grad_fc2[:out, :kept].addcmul_(grad.unsqueeze(-1), hidden[k])
-            if grad_bias is not None:
-                grad_bias[:out, :kept] += grad
-            if any(wanted[:3]):
-                # Batched over output channels: a slice of FC2 goes in where it lies, uncopied.
-                grad_hidden.append((grad.unsqueeze(1) @ rows[:out, :kept]).sum(0))
-        found: list[Tensor | None] = [None, None, None]
-        if grad_hidden:
-            before = torch.cat(grad_hidden) * (hidden > 0)
-            found = [before @ fc1_weight, before.T @ encodings, before.sum(0)]
-        return (
-            *(g if w else None for g, w in zip(found, wanted[:3], strict=True)),
-            None if grad_fc2 is None else grad_fc2.view_as(fc2_weight),
-            None if grad_bias is None else grad_bias.view(-1),
-            None,
-            None,
-            None,
-        )
+        with _in_its_dtype(grads[0]):
+            return _gradients(ctx, grads[0])
+
+
+def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    encodings, fc1_weight, fc1_bias, fc2_weight, _ = ctx.saved_tensors
+    shape, out_channels, in_channels = ctx.widths
+    outer, inner = shape[0], shape[1] * shape[2] * shape[3]
+    wanted = ctx.needs_input_grad
+    hidden = _hidden(encodings, fc1_weight, fc1_bias)
+    rows = fc2_weight.reshape(outer, inner, -1)
+    grad_fc2 = torch.zeros_like(rows) if wanted[3] else None
+    grad_bias = rows.new_zeros(outer, inner) if wanted[4] else None
+    grad_hidden = []
+    pieces = _candidates(upstream, shape, out_channels, in_channels)
+    for k, (out, piece) in enumerate(zip(out_channels, pieces, strict=True)):
+        grad = piece.view(out, -1)
+        kept = grad.shape[1]
+        if grad_fc2 is not None:
+            grad_fc2[:out, :kept].addcmul_(grad.unsqueeze(-1), hidden[k])
+        if grad_bias is not None:
+            grad_bias[:out, :kept] += grad
+        if any(wanted[:3]):
+            # Batched over output channels: a slice of FC2 goes in where it lies, uncopied.
+            grad_hidden.append((grad.unsqueeze(1) @ rows[:out, :kept]).sum(0))
+    found: list[Tensor | None] = [None, None, None]
+    if grad_hidden:
+        before = torch.cat(grad_hidden) * (hidden > 0)
+        found = [before @ fc1_weight, before.T @ encodings, before.sum(0)]
+    return (
+        *(g if w else None for g, w in zip(found, wanted[:3], strict=True)),
+        None if grad_fc2 is None else grad_fc2.view_as(fc2_weight),
+        None if grad_bias is None else grad_bias.view(-1),
+        None,
+        None,
+        None,
+    )
 
 
 @public
@@ -264,7 +277,7 @@ def crop_generated_weights(
         "fc2_weight": fc2_weight,
         "fc2_bias": fc2_bias,
     }
-    _check_tensors(tensors, shape)
+    _check_tensors(encodings, fc1_weight, tensors, shape)
     _check_widths("out_channels", out_channels, encodings.shape[0], shape[0])
     _check_widths("in_channels", in_channels, encodings.shape[0], shape[1])
     arguments = (*tensors.values(), list(shape), list(out_channels), list(in_channels))
@@ -280,13 +293,18 @@ def crop_generated_weights(
     ]
 
 
-def _check_tensors(tensors: dict[str, Tensor | None], shape: Sequence[int]) -> None:
+def _check_tensors(
+    encodings: Tensor,
+    fc1_weight: Tensor,
+    tensors: dict[str, Tensor | None],
+    shape: Sequence[int],
+) -> None:
     """Dtypes, devices and sizes that fit one another and the weight's shape."""
     if len(shape) != 4 or min(shape) < 1:
         raise ValueError(f"shape: expected (O, I, kh, kw), all positive, got {tuple(shape)}")
-    encodings, fc1_weight = tensors["encodings"], tensors["fc1_weight"]
-    assert encodings is not None
-    assert fc1_weight is not None
+    for name, tensor in tensors.items():
+        if tensor is not None or name in ("encodings", "fc1_weight", "fc2_weight"):
+            check_tensor(name, tensor)
     if not encodings.is_floating_point():
         raise TypeError(f"encodings: expected a floating dtype, got {encodings.dtype}")
     if encodings.ndim != 2 or encodings.shape[1] < 1:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastprune.ops._checks import listed
 from fastprune.ops._extension import DTYPES, cuda_extension, extension, reading_tensors
 from fastprune.ops._gamma_arguments import (
     check_gradients,
@@ -30,19 +31,15 @@ __all__ = ["gamma_penalty", "gamma_proximal_", "gamma_subgradient_"]
 # kernel on the device: a captured CUDA graph sees their present values.
 
 
-def _each(
-    strengths: Sequence[float], factors: Tensor | None, layers: int
-) -> list[tuple[float, Tensor | None]]:
-    """(strength, factor) of each layer."""
-    numbers = list(strengths) * (layers if len(strengths) == 1 else 1)
-    if factors is None:
-        return [(number, None) for number in numbers]
-    return list(zip(numbers, factors.expand(layers).unbind(), strict=True))
+def _each(strengths: Sequence[float], layers: int) -> list[float]:
+    """The number of each layer."""
+    return list(strengths) * (layers if len(strengths) == 1 else 1)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """What is calculated in: float32 at least."""
-    return torch.promote_types(dtype, torch.float32)
+def _factor_of_each(factors: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The factor of each layer, 0-dim, in what is calculated in: float32 at least."""
+    wide = (torch.promote_types(tensor.dtype, torch.float32) for tensor in tensors)
+    return [f.to(dtype) for f, dtype in zip(factors.expand(len(tensors)), wide, strict=True)]
 
 
 def _subgradient_reference(
@@ -51,32 +48,29 @@ def _subgradient_reference(
     strengths: Sequence[float],
     factors: Tensor | None,
 ) -> None:
-    signs = torch._foreach_sign(list(scales))
+    signs = list(torch._foreach_sign(list(scales)))
     if factors is None and len(strengths) == 1:
         torch._foreach_add_(list(gradients), signs, alpha=strengths[0])
         return
-    each = _each(strengths, factors, len(scales))
-    for gradient, sign, (strength, factor) in zip(gradients, signs, each, strict=True):
-        if factor is None:
-            gradient.add_(sign, alpha=strength)
-        else:
-            gradient.add_(sign.to(_wide(sign.dtype)) * factor, alpha=strength)
+    if factors is not None:
+        each_factor = _factor_of_each(factors, signs)
+        signs = [s.to(f.dtype) * f for s, f in zip(signs, each_factor, strict=True)]
+    each = _each(strengths, len(scales))
+    for gradient, sign, strength in zip(gradients, signs, each, strict=True):
+        gradient.add_(sign, alpha=strength)
 
 
 def _proximal_reference(
     scales: Sequence[Tensor], thresholds: Sequence[float], factors: Tensor | None
 ) -> None:
     left = torch._foreach_abs(list(scales))
-    if factors is None and len(thresholds) == 1:
-        torch._foreach_sub_(left, thresholds[0])
-    elif factors is None:
-        torch._foreach_sub_(left, list(thresholds))
+    each = _each(thresholds, len(scales))
+    if factors is None:
+        torch._foreach_sub_(left, each)
     else:
-        for magnitude, (threshold, factor) in zip(
-            left, _each(thresholds, factors, len(scales)), strict=True
-        ):
-            assert factor is not None
-            magnitude.sub_(factor.to(_wide(magnitude.dtype)).expand_as(magnitude), alpha=threshold)
+        each_factor = _factor_of_each(factors, left)
+        for magnitude, threshold, factor in zip(left, each, each_factor, strict=True):
+            magnitude.sub_(factor.expand_as(magnitude), alpha=threshold)
     torch._foreach_clamp_min_(left, 0.0)
     torch._foreach_sign_(list(scales))
     torch._foreach_mul_(list(scales), left)
@@ -291,7 +285,7 @@ def gamma_subgradient_(
         TypeError: dtypes are not as above.
         ValueError: lengths, shapes, devices or values are not.
     """
-    scales, gradients = list(scales), list(gradients)
+    scales, gradients = listed("scales", scales), listed("gradients", gradients)
     strengths, factors = strength_numbers("strength", strength)
     if scales:
         arguments = (scales, gradients, strengths, factors)
@@ -320,7 +314,7 @@ def gamma_proximal_(scales: Sequence[Tensor], threshold: float | Sequence[float]
         TypeError: dtypes are not as above.
         ValueError: lengths, shapes, devices or values are not.
     """
-    scales = list(scales)
+    scales = listed("scales", scales)
     thresholds, factors = strength_numbers("threshold", threshold)
     if scales:
         done = _proximal.direct(_device(scales), scales, thresholds, factors)
@@ -350,7 +344,7 @@ def gamma_penalty(scales: Sequence[Tensor]) -> Tensor:
         TypeError: a dtype is not floating.
         ValueError: devices differ.
     """
-    scales = list(scales)
+    scales = listed("scales", scales)
     if scales and not torch.is_grad_enabled():
         total: Tensor = _penalty.direct(_device(scales), scales)
         if total is not NotImplemented:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastprune.ops._checks import check_tensor, listed
 from fastprune.ops._extension import cuda_extension, extension
 from fastprune.ops._op import Implementation, define, public
 
@@ -45,8 +46,8 @@ class GatherPlan:
 
     shapes: tuple[tuple[int, ...], ...]
     kept_shapes: tuple[tuple[int, ...], ...]
-    layout: tuple[int, ...]
-    index: Tensor
+    layout: tuple[int, ...] = field(repr=False)
+    index: Tensor = field(repr=False)
     _copies: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     @staticmethod
@@ -99,7 +100,7 @@ class GatherPlan:
                     words += (dim, *place)
             kept_shapes.append(tuple(kept))
             layout += (len(kept), *shape, len(words) // 3, *words)
-        index = torch.from_numpy(np.concatenate(found)) if found else torch.empty(0).long()
+        index = torch.from_numpy(np.concatenate(found)) if found else _NOWHERE
         return GatherPlan(
             tuple(tuple(shape) for shape in shapes), tuple(kept_shapes), tuple(layout), index
         )
@@ -113,6 +114,10 @@ class GatherPlan:
         return self._copies[device]
 
 
+# A device that a ``with`` block sets is none of its.
+_NOWHERE = torch.empty(0, dtype=torch.int64, device="cpu")
+
+
 def _positions(positions: Positions, size: int, name: str) -> NDArray[np.int64]:
     if isinstance(positions, Tensor):
         array: NDArray[Any] = positions.detach().cpu().numpy()
@@ -121,6 +126,8 @@ def _positions(positions: Positions, size: int, name: str) -> NDArray[np.int64]:
     if array.ndim != 1:
         raise ValueError(f"{name}: expected 1-D positions, got shape {list(array.shape)}")
     # An empty list has no dtype of its own.
+    if array.dtype.kind == "b":
+        raise TypeError(f"{name}: expected whole numbers, got a mask; its .nonzero() has them")
     if len(array) and array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected whole numbers, got {array.dtype}")
     wrong = array[(array < 0) | (array >= size)]
@@ -273,16 +280,20 @@ def gather_channels(tensors: Sequence[Tensor], plan: GatherPlan) -> list[Tensor]
         plan: what is kept.
 
     Raises:
+        TypeError: one is no tensor.
         ValueError: number, shapes or devices of the tensors are not as above.
     """
+    tensors = listed("tensors", tensors)
     if len(tensors) != len(plan.shapes):
         raise ValueError(
             f"tensors: expected {len(plan.shapes)}, as the plan has, got {len(tensors)}"
         )
     if not tensors:
         return []
+    check_tensor("tensors[0]", tensors[0])
     device = tensors[0].device
     for i, (tensor, shape) in enumerate(zip(tensors, plan.shapes, strict=True)):
+        check_tensor(f"tensors[{i}]", tensor)
         if tensor.shape != shape:
             raise ValueError(
                 f"tensors[{i}]: expected shape {list(shape)}, got {list(tensor.shape)}"
@@ -292,5 +303,5 @@ def gather_channels(tensors: Sequence[Tensor], plan: GatherPlan) -> list[Tensor]
                 f"tensors[{i}]: expected device {device}, as tensors[0] has, got {tensor.device}"
             )
     with torch.no_grad():
-        results: list[Tensor] = _op(list(tensors), plan.index_on(device), list(plan.layout))
+        results: list[Tensor] = _op(tensors, plan.index_on(device), list(plan.layout))
     return results

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastprune.ops._checks import check_activation, check_counter
 from fastprune.ops._extension import DTYPES, extension
-from fastprune.ops._layout import dense_layout
+from fastprune.ops._layout import layout_of
 from fastprune.ops._op import Implementation, Kernel, define, public
 from fastprune.ops.zero_count import add_zeros, not_supported
 
@@ -30,8 +30,7 @@ def _cpp() -> Kernel:
     rectify = extension().relu_zero_count
 
     def run(x: Tensor, counter: Tensor) -> Tensor:
-        layout = dense_layout(x)
-        assert layout is not None
+        layout = layout_of(x)
         y = torch.empty_like(x)
         rectify(
             x.data_ptr(),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastprune.ops._checks import check_activation, check_counter
 from fastprune.ops._extension import DTYPES, extension
-from fastprune.ops._layout import dense_layout, not_dense
+from fastprune.ops._layout import layout_of, not_dense
 from fastprune.ops._op import Implementation, define, public
 
 __all__ = ["add_zeros", "not_supported", "zero_count"]
@@ -29,8 +29,7 @@ def _cpp() -> Callable[[Tensor, Tensor], None]:
     count = extension().zero_count
 
     def run(x: Tensor, counter: Tensor) -> None:
-        layout = dense_layout(x)
-        assert layout is not None
+        layout = layout_of(x)
         count(
             x.data_ptr(),
             counter.data_ptr(),

@@ -109,7 +109,7 @@ class _Norm:
         """The moments so far, before ``x``."""
         self.calls += 1
         if self.moments is None:
-            self.moments = Moments.zeros(x.shape[1], device=x.device)
+            self.moments = Moments.zeros(self.module.num_features, device=x.device)
         return self.moments
 
     def forward(self, input: Tensor) -> Tensor:

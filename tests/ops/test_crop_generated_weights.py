@@ -305,3 +305,23 @@ def test_wrong_sizes(wrong: dict[str, Any], message: str) -> None:
     sizes: Any = {"shape": SHAPE, "out_channels": [2], "in_channels": [3]}
     with pytest.raises(ValueError, match=message):
         crop_generated_weights(torch.rand(1, 3), *layers(), **(sizes | wrong))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_autocast_changes_no_product(backend: str) -> None:
+    """The kernels multiply what they are given; the reference and the gradients do too."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((2, 3), (8, 3), (8,), (4 * 3 * 9, 8), (4 * 3 * 9,))
+    tensors = [torch.randn(s, generator=generator, requires_grad=True) for s in sizes]
+
+    def found() -> list[torch.Tensor]:
+        pieces = crop_generated_weights(
+            *tensors, shape=(4, 3, 3, 3), out_channels=[2, 4], in_channels=[3, 1]
+        )
+        total = sum(piece.square().sum() for piece in pieces)
+        return [*pieces, *torch.autograd.grad(total, tensors)]
+
+    with use_backend(backend):
+        expected = found()
+        with torch.autocast("cpu"):
+            assert all(map(torch.equal, found(), expected))

@@ -143,7 +143,12 @@ def test_lazily_conjugated_tensors_are_conjugated() -> None:
         ([(4,)], [{0: [-1]}], ValueError, r"indices\[0\]\[0\]: expected positions of 0 to 3, got"),
         ([(4,)], [{0: torch.tensor([[0]])}], ValueError, r"1-D positions, got shape \[1, 1\]"),
         ([(4,)], [{0: [0.0]}], TypeError, r"indices\[0\]\[0\]: expected whole numbers, got flo"),
-        ([(2,)], [{0: torch.tensor([True, False])}], TypeError, "expected whole numbers, got bo"),
+        (
+            [(2,)],
+            [{0: torch.tensor([True, False])}],
+            TypeError,
+            "whole numbers, got a mask",
+        ),
     ],
 )
 def test_wrong_positions_are_refused(
