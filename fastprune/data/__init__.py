@@ -13,7 +13,7 @@ from fastprune.data._dataset import (
     registry,
 )
 from fastprune.data._options import DataOptions, Normalization
-from fastprune.data._pipeline import DataInfo, Feed, InputPipeline, Splits
+from fastprune.data._pipeline import DataInfo, Feed, InputPipeline, Kind, Placement, Splits
 from fastprune.data._splits import load, load_test
 
 __all__ = [
@@ -24,8 +24,10 @@ __all__ = [
     "Files",
     "Images",
     "InputPipeline",
+    "Kind",
     "Normalization",
     "PadCrop",
+    "Placement",
     "ResizedCrop",
     "Source",
     "Splits",

@@ -12,21 +12,63 @@ import torch
 
 from fastprune.data._dataset import Source, Transform
 
-__all__ = ["DataInfo", "Feed", "InputPipeline", "Splits", "open_pipeline"]
+__all__ = [
+    "DataInfo",
+    "Feed",
+    "InputPipeline",
+    "Kind",
+    "Placement",
+    "Splits",
+    "open_pipeline",
+]
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+
+Kind = Literal["auto", "torchvision"]
+"""What makes the batches; auto takes the best one at hand."""
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where and how a network wants its images.
+
+    Attributes:
+        device: where.
+        dtype: of the images: float32, bfloat16 or float16.
+        channels_last: their memory format.
+    """
+
+    device: torch.device = _CPU
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+
+    def of(self, batch: Batch) -> Batch:
+        """A batch so placed; copies from pinned memory are not waited for."""
+        x, y = (part.to(self.device, non_blocking=True) for part in batch)
+        # After the copy: the device converts and rearranges faster than the host.
+        x = x.to(self.dtype)
+        if self.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x, y
 
 
 class InputPipeline(Protocol):
     """Batches of images, epoch by epoch.
 
     What image i looks like in epoch e follows from the seed, e and i alone: not from workers,
-    batch size, the place in a batch, torch's global generators, or which implementation it is.
+    batch size, the place in a batch, ranks, torch's global generators, or which implementation it
+    is.
     """
 
     @property
+    def kind(self) -> Kind:
+        """Which implementation it is."""
+
+    @property
     def images(self) -> int:
-        """Images of an epoch."""
+        """Images of an epoch, this rank's."""
 
     @property
     def batches(self) -> int:
@@ -36,17 +78,27 @@ class InputPipeline(Protocol):
     def batch_size(self) -> int:
         """Images of every batch but the last."""
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    @property
+    def highest_label(self) -> int:
+        """Of all images, so that no batch need be looked at; -1 without images."""
+
+    @property
+    def bad_images(self) -> tuple[str, ...]:
+        """Names of the files that could not be read so far, and were left out of their batches."""
+
+    def epoch(
+        self, epoch: int, start: int = 0, *, placement: Placement = Placement()
+    ) -> Iterator[Batch]:
         """The batches of an epoch from batch ``start`` on.
 
-        One epoch at a time: a new call ends the one before.
+        One epoch at a time: a new call ends the one before. A batch's memory is its own.
 
         Yields:
-            images ``[N, C, H, W]`` float32, normalised, and labels ``[N]`` int64, on the CPU
-            (pinned where there is a GPU).
+            images ``[N, C, H, W]``, normalised, and labels ``[N]`` int64, as ``placement`` says.
 
         Raises:
-            DataError: an image cannot be read; the message names the file.
+            DataError: more images cannot be read than may be, or files changed since the pipeline
+            was opened; the message names them.
         """
 
     def close(self) -> None:
@@ -111,6 +163,9 @@ class Feed:
         std: normalisation.
         seed: of order and augmentation.
         workers: processes, where an implementation uses any; None lets it choose.
+        max_bad_images: files that may be unreadable.
+        rank: which part of the images it feeds, of ``world``.
+        world: how many such parts there are.
     """
 
     source: Source
@@ -123,10 +178,17 @@ class Feed:
     std: tuple[float, float, float]
     seed: int
     workers: int | None = None
+    max_bad_images: int = 0
+    rank: int = 0
+    world: int = 1
 
 
-def open_pipeline(feed: Feed, kind: Literal["auto", "torchvision"] = "auto") -> InputPipeline:
-    """The pipeline of that kind for a feed."""
+def open_pipeline(feed: Feed, kind: Kind = "auto") -> InputPipeline:
+    """The pipeline of that kind for a feed.
+
+    Raises:
+        DataError: that kind does not feed such images here; the message says why.
+    """
     # Imported here, so that an option or a protocol can be named without loading torchvision.
     from fastprune.data import _torchvision
 

@@ -17,14 +17,16 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional
 
+from fastprune.data._batches import Batches
 from fastprune.data._dataset import Files, Images, PadCrop, ResizedCrop
-from fastprune.data._draws import epoch_draws, epoch_order, image_generator
-from fastprune.data._pipeline import Batch, Feed, InputPipeline
+from fastprune.data._draws import epoch_draws, image_generator
+from fastprune.data._pipeline import Batch, Feed, InputPipeline, Kind, Placement
 from fastprune.errors import DataError
 
 __all__ = ["open_pipeline"]
 
 _MOST_WORKERS = 8
+_AS_IT_IS = Placement()
 
 
 def open_pipeline(feed: Feed) -> InputPipeline:
@@ -34,30 +36,11 @@ def open_pipeline(feed: Feed) -> InputPipeline:
     return _FilesPipeline(feed, feed.source)
 
 
-class _Pipeline:
-    """Order, batch bounds and counts, which both kinds share."""
-
-    def __init__(self, feed: Feed) -> None:
-        self._feed = feed
-        size, images = feed.batch_size, len(feed.indices)
-        # A batch of one image has no variance: batch norm in training mode refuses it.
-        single = feed.shuffle and size > 1 and images > size and images % size == 1
-        self.images = images - 1 if single else images
-        self.batches = -(-self.images // size)
-        self.batch_size = size
-        self._pin = torch.cuda.is_available()
-
-    def _chunks(self, epoch: int, start: int) -> Iterator[npt.NDArray[np.int64]]:
-        """Image indices of each batch."""
-        feed = self._feed
-        order = epoch_order(feed.indices, feed.seed, epoch) if feed.shuffle else feed.indices
-        for batch in range(start, self.batches):
-            first = batch * feed.batch_size
-            yield order[first : min(first + feed.batch_size, self.images)]
-
-
-class _ImagesPipeline(_Pipeline):
+class _ImagesPipeline(Batches):
     """Images in memory: a batch is made at once, by strided copies in one thread."""
+
+    kind: Kind = "torchvision"
+    bad_images: tuple[str, ...] = ()
 
     def __init__(self, feed: Feed, source: Images) -> None:
         super().__init__(feed)
@@ -67,17 +50,21 @@ class _ImagesPipeline(_Pipeline):
         self._transform = feed.transform
         self._labels = torch.from_numpy(source.labels)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(
+        self, epoch: int, start: int = 0, *, placement: Placement = _AS_IT_IS
+    ) -> Iterator[Batch]:
         feed = self._feed
         draws = None
         if feed.augment:
             draws = epoch_draws(feed.seed, epoch, int(feed.indices[-1]) + 1, 3)
-        for chunk in self._chunks(epoch, start):
+        for chunk in self.chunks(epoch, start):
             pixels = self._source.pixels[chunk]
             if draws is not None:
                 pixels = pad_crop(pixels, self._transform, draws[chunk])
             x, y = _normalized(torch.from_numpy(pixels), feed), self._labels[chunk]
-            yield (x.pin_memory(), y.pin_memory()) if self._pin else (x, y)
+            if placement.device.type == "cuda":
+                x, y = x.pin_memory(), y.pin_memory()
+            yield placement.of((x, y))
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -211,8 +198,11 @@ class _Requests:
         return self.batches
 
 
-class _FilesPipeline(_Pipeline):
+class _FilesPipeline(Batches):
     """Image files, decoded and transformed by worker processes that stay between epochs."""
+
+    kind: Kind = "torchvision"
+    bad_images: tuple[str, ...] = ()
 
     def __init__(self, feed: Feed, source: Files) -> None:
         super().__init__(feed)
@@ -223,7 +213,9 @@ class _FilesPipeline(_Pipeline):
         self._requests = _Requests()
         self._loader: DataLoader[Batch | _Bad] | None = None
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(
+        self, epoch: int, start: int = 0, *, placement: Placement = _AS_IT_IS
+    ) -> Iterator[Batch]:
         self._requests.batches = self._wanted(epoch, start)
         if self._loader is None:
             self._loader = self._open()
@@ -231,7 +223,7 @@ class _FilesPipeline(_Pipeline):
             if isinstance(batch, _Bad):
                 self.close()
                 raise DataError(f"{batch.path}: not a readable image: {batch.reason}")
-            yield batch
+            yield placement.of(batch)
 
     def close(self) -> None:
         # Workers end when nothing refers to their loader any more.
@@ -239,7 +231,7 @@ class _FilesPipeline(_Pipeline):
 
     def _wanted(self, epoch: int, start: int) -> Iterator[list[_Wanted]]:
         paths, labels = self._source.paths, self._source.labels
-        for chunk in self._chunks(epoch, start):
+        for chunk in self.chunks(epoch, start):
             yield [_Wanted(paths[i], int(labels[i]), int(i), epoch) for i in chunk]
 
     def _open(self) -> DataLoader[Batch | _Bad]:
@@ -252,7 +244,7 @@ class _FilesPipeline(_Pipeline):
             collate_fn=_as_it_is,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=self._pin,
+            pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
 

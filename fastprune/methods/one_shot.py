@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastprune import criteria
 from fastprune.artifact import load_state, restore, save_state
+from fastprune.data import Placement
 from fastprune.errors import FastpruneError, nearest
 from fastprune.files import write_json
 from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, solve, trace
@@ -146,8 +147,7 @@ def _round(
 
 
 def _batches(context: MethodContext, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, labels in context.splits.train.epoch(number):
-        yield images.to(context.device), labels.to(context.device)
+    return context.splits.train.epoch(number, placement=Placement(torch.device(context.device)))
 
 
 def _budget_of_round(

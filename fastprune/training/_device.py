@@ -11,7 +11,7 @@ from torch import nn
 from fastprune.errors import TrainingError
 from fastprune.training.options import Precision
 
-__all__ = ["autocast", "kept_modes", "moved", "precision_of"]
+__all__ = ["autocast", "kept_modes", "precision_of"]
 
 
 def precision_of(precision: Precision, device: torch.device) -> torch.dtype:
@@ -35,17 +35,6 @@ def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype)
-
-
-def moved(
-    batch: tuple[torch.Tensor, torch.Tensor], device: torch.device, *, channels_last: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch on the device; copies from pinned memory are not waited for."""
-    x, y = (part.to(device, non_blocking=True) for part in batch)
-    if channels_last and x.ndim == 4:
-        # After the copy: the device rearranges faster than the host.
-        x = x.contiguous(memory_format=torch.channels_last)
-    return x, y
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fastprune.training._device import autocast, moved, precision_of
+from fastprune.data import Placement
+from fastprune.training._device import autocast, precision_of
 from fastprune.training.distill import distillation_loss
 from fastprune.training.evaluate import check_classes
 from fastprune.training.options import TrainingOptions
@@ -34,6 +35,10 @@ class TrainingStep:
         teacher: the network to learn from, where the recipe says so; a copy is used.
         hooks: see `AfterBackward` and `AfterStep`.
         name: of the training, for messages.
+        highest_label: of the training images.
+
+    Attributes:
+        placement: how the network wants its images.
     """
 
     def __init__(
@@ -44,12 +49,16 @@ class TrainingStep:
         teacher: nn.Module | None,
         hooks: tuple[AfterBackward | None, AfterStep | None],
         name: str,
+        highest_label: int,
     ) -> None:
         model.to(device)
         if options.channels_last:
             model.to(memory_format=torch.channels_last)
         self._model, self._options, self._device, self._name = model, options, device, name
         self._dtype = precision_of(options.precision, device)
+        self._highest_label = highest_label
+        # Images in float32 also under autocast: networks may compute on them before a convolution.
+        self.placement = Placement(device, channels_last=options.channels_last)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype == torch.float16)
         self._weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.optimizer = make_optimizer(model, options)
@@ -67,16 +76,16 @@ class TrainingStep:
         """Adds a batch's gradients.
 
         Args:
-            batch: images and labels, on the CPU.
+            batch: images and labels, as `placement` says.
             share: the batch's share of the images of this step.
 
         Returns:
-            the batch's mean loss, detached; logits; labels on the device.
+            the batch's mean loss, detached; logits; labels.
         """
-        x, y = moved(batch, self._device, channels_last=self._options.channels_last)
+        x, y = batch
         with autocast(self._dtype, self._device):
             logits = self._model(x)
-            check_classes(logits, batch[1], self._name)
+            check_classes(logits, len(y), self._highest_label, self._name)
             loss = self._loss(x, logits, y)
         torch.autograd.backward(self._scaler.scale(loss if share == 1 else loss * share))
         return loss.detach(), logits.detach(), y

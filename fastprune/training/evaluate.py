@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fastprune.data import InputPipeline
+from fastprune.data import InputPipeline, Placement
 from fastprune.errors import TrainingError
-from fastprune.training._device import autocast, kept_modes, moved, precision_of
+from fastprune.training._device import autocast, kept_modes, precision_of
 from fastprune.training.metrics import Metrics, Totals
 from fastprune.training.options import Precision
 from fastprune.training.progress import Progress, SilentProgress
@@ -40,10 +40,10 @@ def evaluate(
     title = (progress or SilentProgress()).start(name, pipeline.batches, "batches")
     with title as task, kept_modes(model), torch.no_grad(), autocast(dtype, device):
         model.eval()
-        for batch in pipeline.epoch(0):
-            x, y = moved(batch, device, channels_last=channels_last)
+        placement = Placement(device, channels_last=channels_last)
+        for x, y in pipeline.epoch(0, placement=placement):
             logits = model(x)
-            check_classes(logits, batch[1], name)
+            check_classes(logits, len(y), pipeline.highest_label, name)
             loss = functional.cross_entropy(logits.float(), y)
             totals.add(logits, y, loss)
             task.advance(1)
@@ -52,20 +52,20 @@ def evaluate(
     return totals.read()
 
 
-def check_classes(logits: torch.Tensor, labels: torch.Tensor, name: str) -> None:
+def check_classes(logits: torch.Tensor, images: int, highest: int, name: str) -> None:
     """Refuses logits of a shape that the labels cannot index.
 
     Args:
         logits: what the network gave.
-        labels: on the CPU, so that looking at them does not wait for a device.
+        images: of the batch.
+        highest: label of the dataset; looking at those of a batch would wait for the device.
         name: of the work, for the message.
     """
-    if logits.ndim != 2 or logits.shape[0] != labels.shape[0]:
+    if logits.ndim != 2 or logits.shape[0] != images:
         raise TrainingError(
-            f"{name}: expected logits [{labels.shape[0]}, classes] from the network, got "
+            f"{name}: expected logits [{images}, classes] from the network, got "
             f"{list(logits.shape)}"
         )
-    highest = int(labels.max())
     if highest >= logits.shape[1]:
         raise TrainingError(
             f"{name}: the network has {logits.shape[1]} classes, but the dataset has a label "

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer
 
-from fastprune.data import InputPipeline
+from fastprune.data import InputPipeline, Placement
 from fastprune.ops import Moments, batch_norm_recalibrate
-from fastprune.training._device import kept_modes, moved
+from fastprune.training._device import kept_modes
 
 __all__ = ["recalibrate_batch_norm"]
 
@@ -63,8 +63,8 @@ def recalibrate_batch_norm(
             model.eval()
             for norm in norms:
                 norm.module.train()
-            for batch in islice(pipeline.epoch(0), batches):
-                model(moved(batch, device, channels_last=False)[0])
+            for x, _ in islice(pipeline.epoch(0, placement=Placement(device)), batches):
+                model(x)
                 seen += 1
         if seen:
             undo.pop_all()

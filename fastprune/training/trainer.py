@@ -67,7 +67,8 @@ def fit(
     store = Store(directory, identity, options.checkpoint_every, progress, name)
     with _seeded(seed, device), kept_modes(model):
         hooks = (after_backward, after_step)
-        step = TrainingStep(model, options, device, teacher, hooks, name)
+        highest = splits.train.highest_label
+        step = TrainingStep(model, options, device, teacher, hooks, name, highest)
         run = Run(model, step, options, splits, store, device, name)
         if (stored := store.result(device)) is not None:
             return run.restore_result(stored)
@@ -75,7 +76,7 @@ def fit(
         with progress.start(name, run.total_batches, "batches", done=run.done_batches) as task:
             while not run.over():
                 model.train()
-                for batch in splits.train.epoch(run.epoch, run.batch):
+                for batch in splits.train.epoch(run.epoch, run.batch, placement=step.placement):
                     rate = run.learning_rate()
                     loss, logits, labels = step.backward(batch, run.share())
                     figures = run.note(loss, logits, labels, rate)

@@ -75,7 +75,9 @@ class Batches:
         self.parts = x.split(batch_size)
         self.images, self.batches, self.batch_size = len(x), len(self.parts), batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(
+        self, epoch: int, start: int = 0, **options: object
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         for part in self.parts[start:]:
             yield part, torch.zeros(len(part), dtype=torch.int64)
 
@@ -212,7 +214,7 @@ def test_statistics_stay_after_an_error_and_without_a_batch() -> None:
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         recalibrate_batch_norm(norm, Batches(torch.randn(4, 3), 3), 2, "cpu")
     nothing = Batches(torch.randn(3, 3), 3)
-    nothing.epoch = lambda epoch, start=0: iter(())
+    nothing.epoch = lambda epoch, start=0, **options: iter(())
     recalibrate_batch_norm(norm, nothing, 2, "cpu")
 
     for name, buffer in norm.named_buffers():

@@ -462,11 +462,11 @@ def test_resuming_asks_for_the_batches_that_are_left(
     asked: list[tuple[int, int]] = []
 
     class Watched:
-        images, batches, batch_size = 112, 4, 32
+        images, batches, batch_size, highest_label = 112, 4, 32, 9
 
-        def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        def epoch(self, epoch: int, start: int = 0, **options: Any) -> Iterator[Any]:
             asked.append((epoch, start))
-            return few_digits.train.epoch(epoch, start)
+            return few_digits.train.epoch(epoch, start, **options)
 
         def close(self) -> None:
             return None

@@ -1,0 +1,46 @@
+"""Which images each batch of an epoch has: the order, its part of a rank, and the bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from fastprune.data._draws import epoch_order
+
+if TYPE_CHECKING:
+    from fastprune.data._pipeline import Feed
+
+__all__ = ["Batches"]
+
+
+class Batches:
+    """Order, batch bounds and counts, which every implementation shares.
+
+    With several ranks, rank r takes every world-th image from the r-th on. In training each has as
+    many, and the few that are left over sit an epoch out; evaluation leaves none out, and the last
+    ranks may have one image less.
+    """
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        size, total = feed.batch_size, len(feed.indices)
+        images = total // feed.world if feed.shuffle else len(range(feed.rank, total, feed.world))
+        # A batch of one image has no variance: batch norm in training mode refuses it.
+        single = feed.shuffle and size > 1 and images > size and images % size == 1
+        self.images = images - 1 if single else images
+        self.batches = -(-self.images // size)
+        self.batch_size = size
+        labels = feed.source.labels[feed.indices]
+        self.highest_label = int(labels.max()) if len(labels) else -1
+
+    def chunks(self, epoch: int, start: int) -> Iterator[npt.NDArray[np.int64]]:
+        """Image indices of each batch of an epoch from batch ``start`` on."""
+        feed = self._feed
+        order = epoch_order(feed.indices, feed.seed, epoch) if feed.shuffle else feed.indices
+        mine = order[feed.rank :: feed.world]
+        for batch in range(start, self.batches):
+            first = batch * self.batch_size
+            yield mine[first : min(first + self.batch_size, self.images)]
