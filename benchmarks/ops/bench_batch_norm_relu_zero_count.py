@@ -56,7 +56,7 @@ def bench_large_map(benchmark: Any, gate: Callable[..., None], dtype: str, layou
         benchmark,
         lambda: batch_norm_relu_zero_count(*given),
         lambda: parts(*given),
-        rounds=12,
+        rounds=60,
         calls=5,
     )
     gate(

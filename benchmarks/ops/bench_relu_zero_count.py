@@ -36,8 +36,10 @@ def bench_large_map(benchmark: Any, gate: Callable[..., None], dtype: str, layou
     x = activation(SHAPE, DTYPES[dtype], layout == "channels_last", "cpu")
     counter = torch.zeros(SHAPE[1], dtype=torch.int64)
     assert_right(x)
+    # Many rounds: ours waits for memory, which neighbours use too, and torch's half precision for
+    # its own arithmetic.
     found = compare(
-        benchmark, lambda: relu_zero_count(x, counter), lambda: torch.relu(x), rounds=12, calls=5
+        benchmark, lambda: relu_zero_count(x, counter), lambda: torch.relu(x), rounds=60, calls=5
     )
     gate(
         f"ops/relu_zero_count/{dtype}-{layout}",

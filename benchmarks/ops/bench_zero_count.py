@@ -66,7 +66,7 @@ def bench_large_map(
         "copy": ("y.copy_(x)", lambda: y.copy_(x)),
     }
     label, other = ways[rival]
-    found = compare(benchmark, lambda: zero_count(x, counter=counter), other, rounds=12, calls=5)
+    found = compare(benchmark, lambda: zero_count(x, counter=counter), other, rounds=60, calls=5)
     gate(
         f"ops/zero_count/{rival}-{dtype}-{layout}",
         found,
