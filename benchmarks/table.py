@@ -28,10 +28,15 @@ def _cpu_rows(records: list[dict[str, Any]]) -> str:
     for r in records:
         ours, rival = r["ours"], r["rival"]
         rows.append(
-            f"| `{r['name']}` | {ours['min_ms']:,.2f} (n={ours['n']}) | {rival['what']} "
-            f"| {rival['min_ms']:,.1f} (n={rival['n']}) | {r['ratio']:,.3g} | {r['bound']:g} |"
+            f"| `{r['name']}` | {_ms(ours['min_ms'])} (n={ours['n']}) | {rival['what']} "
+            f"| {_ms(rival['min_ms'])} (n={rival['n']}) | {r['ratio']:,.3g} | {r['bound']:g} |"
         )
     return _with_machines(rows, records)
+
+
+def _ms(time: float) -> str:
+    """Three digits of what is small: an op may take 10 µs."""
+    return f"{time:,.1f}" if time >= 10 else f"{time:.3g}"
 
 
 def _gpu_rows(records: list[dict[str, Any]]) -> str:
