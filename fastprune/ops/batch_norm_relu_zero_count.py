@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastprune.ops._checks import check_activation, check_counter, check_tensor, check_vector
@@ -28,7 +27,11 @@ def _reference(
 ) -> Tensor:
     if x.numel() == 0:
         return torch.empty_like(x)
-    y = torch.relu(F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps))
+    # Past F.batch_norm, which in some versions of torch refuses an eps of 0.
+    cudnn = torch.backends.cudnn.enabled
+    y = torch.batch_norm(
+        x, weight, bias, running_mean, running_var, False, 0.0, eps, cudnn
+    ).relu_()
     add_zeros(y, counter)
     kept = torch.empty_like(x)
     # batch_norm keeps fewer memory formats than relu does.
