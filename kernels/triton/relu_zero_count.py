@@ -63,8 +63,9 @@ def relu_zero_count_tiles(
         if PACK == 2:
             x = tl.load(x_ptr + at, mask=mask, other=0x00010001).to(tl.uint32, bitcast=True)
             nan = (x & 0x7FFF7FFF) + ABOVE
-            below = ((x & ~nan) >> 15) & 0x00010001
-            y = x & ~(below * 0xFFFF)
+            # a ^ (a & b) is a & ~b, which the interpreter of Triton 3.6 fails at for unsigned words.
+            below = ((x ^ (x & nan)) >> 15) & 0x00010001
+            y = x ^ (x & (below * 0xFFFF))
             nonzero = ((y & 0x7FFF7FFF) + 0x7FFF7FFF) >> 15
             zeros += ((nonzero & 0x00010001) ^ 0x00010001).to(tl.int32)
             tl.store(y_ptr + at, y.to(tl.int32, bitcast=True), mask=mask)
