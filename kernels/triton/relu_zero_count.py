@@ -63,7 +63,7 @@ def relu_zero_count_tiles(
         if PACK == 2:
             x = tl.load(x_ptr + at, mask=mask, other=0x00010001).to(tl.uint32, bitcast=True)
             nan = (x & 0x7FFF7FFF) + ABOVE
-            # a ^ (a & b) is a & ~b, which the interpreter of Triton 3.6 fails at for unsigned words.
+            # a ^ (a & b) is a & ~b, which Triton 3.6 cannot interpret for unsigned words.
             below = ((x ^ (x & nan)) >> 15) & 0x00010001
             y = x ^ (x & (below * 0xFFFF))
             nonzero = ((y & 0x7FFF7FFF) + 0x7FFF7FFF) >> 15
