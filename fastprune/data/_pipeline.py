@@ -27,7 +27,7 @@ __all__ = [
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
-Kind = Literal["auto", "torchvision"]
+Kind = Literal["auto", "torchvision", "device"]
 """What makes the batches; auto takes the best one at hand."""
 
 _CPU = torch.device("cpu")
@@ -145,6 +145,12 @@ class Splits:
     test: InputPipeline
     info: DataInfo
     listings: Mapping[str, Listing] = field(default_factory=dict)
+
+    @property
+    def bad_images(self) -> tuple[str, ...]:
+        """Names of the files that could not be read so far, of all three parts."""
+        parts = (self.train, self.validation, self.test)
+        return tuple(name for part in parts if part is not None for name in part.bad_images)
 
     def close(self) -> None:
         """Closes every pipeline."""
