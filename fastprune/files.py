@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["digest_of", "sha256_of", "write_atomically", "write_json"]
+__all__ = ["digest_of", "locked", "sha256_of", "write_atomically", "write_json"]
 
 TEMPORARY = ".fastprune-tmp-"
 """How the names of half-written files begin; a crash may leave one behind, and nobody reads it."""
@@ -39,6 +41,24 @@ def write_json(path: Path, content: Any) -> None:
     """``content`` as indented JSON with a final newline, written atomically."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(path, text.encode())
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
+    """A context that one process at a time is in.
+
+    Args:
+        path: the lock's file, made if need be; a process that dies leaves no lock behind.
+        waiting: called once where another process is in it.
+    """
+    with path.open("a") as stream:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.lockf(stream, fcntl.LOCK_EX)
+        # Closing the file gives the lock back.
+        yield
 
 
 def sha256_of(path: Path) -> str:

@@ -52,6 +52,12 @@ def _repeatable() -> Iterator[None]:
     torch.use_deterministic_algorithms(before, warn_only=warned)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Decoded images go to a folder of the tests, not to the user's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture(scope="session")
 def fastprune_data() -> Path:
     """The folder of real data; tests that ask for it are skipped without it."""

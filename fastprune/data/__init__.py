@@ -12,6 +12,7 @@ from fastprune.data._dataset import (
     Transform,
     registry,
 )
+from fastprune.data._listing import Listing
 from fastprune.data._options import DataOptions, Normalization
 from fastprune.data._pipeline import DataInfo, Feed, InputPipeline, Kind, Placement, Splits
 from fastprune.data._splits import load, load_test
@@ -25,6 +26,7 @@ __all__ = [
     "Images",
     "InputPipeline",
     "Kind",
+    "Listing",
     "Normalization",
     "PadCrop",
     "Placement",

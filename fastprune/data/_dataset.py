@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -47,19 +48,35 @@ class Images:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Image files, of any size each.
+    """Image files, of any size each, as they were when they were listed: now.
 
     Attributes:
         paths: ``[N]`` names.
         labels: ``[N]`` int64.
+        stamps: ``[N, 2]`` int64, each file's size in bytes and time of modification in
+            nanoseconds. A file that differs from them when it is read has changed meanwhile.
+
+    Raises:
+        DataError: a file is not there.
     """
 
     paths: tuple[str, ...]
     labels: npt.NDArray[np.int64]
+    stamps: npt.NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
         if self.labels.shape != (len(self.paths),):
             raise ValueError(f"labels: expected ({len(self.paths)},), got {self.labels.shape}")
+        stamps = np.array([_stamp(path) for path in self.paths], np.int64).reshape(-1, 2)
+        object.__setattr__(self, "stamps", stamps)
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path}: an image that cannot be read: {error.strerror}") from None
+    return found.st_size, found.st_mtime_ns
 
 
 Source = Images | Files

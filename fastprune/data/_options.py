@@ -86,6 +86,24 @@ class DataOptions(BaseModel):
         ge=1,
         description="Test on this many images, of all classes alike and the same for every seed.",
     )
+    max_bad_images: int = Field(
+        default=0,
+        ge=0,
+        description="Image files that may be unreadable, in each of the training, validation and "
+        "test images; they are named and left out of their batches.",
+    )
+    cache: Path | Literal[False] | None = Field(
+        default=None,
+        description="Folder where the decoded images of evaluations are kept for the next one; by "
+        "default fastprune in the user's cache folder ($XDG_CACHE_HOME or ~/.cache); false keeps "
+        "none.",
+    )
+    cache_limit: float = Field(
+        default=8.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Gigabytes that decoded images may take in that folder.",
+    )
     pipeline: Literal["auto", "torchvision"] = Field(
         default="auto", description="What loads the images; auto takes the best one at hand."
     )

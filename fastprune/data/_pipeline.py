@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy.typing as npt
 import torch
 
 from fastprune.data._dataset import Source, Transform
+from fastprune.data._listing import Listing
+from fastprune.data._telling import SILENT, Teller
 
 __all__ = [
     "DataInfo",
@@ -24,7 +27,7 @@ __all__ = [
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
-Kind = Literal["auto", "torchvision"]
+Kind = Literal["auto", "torchvision", "device"]
 """What makes the batches; auto takes the best one at hand."""
 
 _CPU = torch.device("cpu")
@@ -134,12 +137,20 @@ class Splits:
             ``validation`` is 0. It never stands in for the test images, nor they for it.
         test: in order, not augmented.
         info: facts about the dataset.
+        listings: of its folders ``train`` and ``test``, where it is image files.
     """
 
     train: InputPipeline
     validation: InputPipeline | None
     test: InputPipeline
     info: DataInfo
+    listings: Mapping[str, Listing] = field(default_factory=dict)
+
+    @property
+    def bad_images(self) -> tuple[str, ...]:
+        """Names of the files that could not be read so far, of all three parts."""
+        parts = (self.train, self.validation, self.test)
+        return tuple(name for part in parts if part is not None for name in part.bad_images)
 
     def close(self) -> None:
         """Closes every pipeline."""
@@ -164,6 +175,8 @@ class Feed:
         seed: of order and augmentation.
         workers: processes, where an implementation uses any; None lets it choose.
         max_bad_images: files that may be unreadable.
+        cache: folder for decoded evaluation images; None keeps none.
+        cache_limit: bytes that they may take there.
         rank: which part of the images it feeds, of ``world``.
         world: how many such parts there are.
     """
@@ -179,12 +192,14 @@ class Feed:
     seed: int
     workers: int | None = None
     max_bad_images: int = 0
+    cache: Path | None = None
+    cache_limit: int = 8 * 10**9
     rank: int = 0
     world: int = 1
 
 
-def open_pipeline(feed: Feed, kind: Kind = "auto") -> InputPipeline:
-    """The pipeline of that kind for a feed.
+def open_pipeline(feed: Feed, kind: Kind = "auto", teller: Teller = SILENT) -> InputPipeline:
+    """The pipeline of that kind for a feed; ``teller`` hears of long work and of bad files.
 
     Raises:
         DataError: that kind does not feed such images here; the message says why.
@@ -192,4 +207,4 @@ def open_pipeline(feed: Feed, kind: Kind = "auto") -> InputPipeline:
     # Imported here, so that an option or a protocol can be named without loading torchvision.
     from fastprune.data import _torchvision
 
-    return _torchvision.open_pipeline(feed)
+    return _torchvision.open_pipeline(feed, teller)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 
-from fastprune.data._dataset import Dataset, Source, registry
+from fastprune.data._dataset import Dataset, Files, Source, registry
 from fastprune.data._draws import stratified_order
+from fastprune.data._listing import Listing, listing_of
 from fastprune.data._options import DataOptions
 from fastprune.data._pipeline import DataInfo, Feed, InputPipeline, Splits, open_pipeline
+from fastprune.data._telling import SILENT, Teller
 from fastprune.errors import DataError, nearest
 
 __all__ = ["load", "load_test"]
@@ -17,11 +22,12 @@ _TEST_SEED = 0
 """Seed of a shortened test set: the same images for every run, so that runs compare."""
 
 
-def load(options: DataOptions, seed: int) -> Splits:
+def load(options: DataOptions, seed: int, teller: Teller = SILENT) -> Splits:
     """The pipelines of a dataset.
 
     The seed chooses the validation images, the images of ``train_limit``, order and augmentation.
-    ``validation`` is taken first, ``train_limit`` of what is left.
+    ``validation`` is taken first, ``train_limit`` of what is left. ``teller`` hears of long work
+    and of image files that are left out.
 
     Raises:
         DataError: no such dataset, it is not there or not laid out as expected, or the options
@@ -29,20 +35,26 @@ def load(options: DataOptions, seed: int) -> Splits:
     """
     dataset = _dataset(options)
     info = _info(dataset, options)
-    source = dataset.train()
+    source, test = dataset.train(), dataset.test()
     total = len(source.labels)
     order = stratified_order(source.labels, seed)
     held = _held_out(options, total)
     validation, train = order[:held], order[held:][: options.train_limit]
+
+    def opened(chosen: npt.NDArray[np.int64], *, training: bool = False) -> InputPipeline:
+        feed = _feed(dataset, source, chosen, info, options, seed, training=training)
+        return open_pipeline(feed, options.pipeline, teller)
+
     return Splits(
-        train=_pipeline(dataset, source, train, info, options, seed, training=True),
-        validation=_pipeline(dataset, source, validation, info, options, seed) if held else None,
-        test=_test(dataset, info, options),
+        train=opened(train, training=True),
+        validation=opened(validation) if held else None,
+        test=_test(dataset, test, info, options, teller),
         info=info,
+        listings=_listings(train=source, test=test),
     )
 
 
-def load_test(options: DataOptions) -> tuple[InputPipeline, DataInfo]:
+def load_test(options: DataOptions, teller: Teller = SILENT) -> tuple[InputPipeline, DataInfo]:
     """The test pipeline alone; the training images need not be there.
 
     Raises:
@@ -50,7 +62,7 @@ def load_test(options: DataOptions) -> tuple[InputPipeline, DataInfo]:
     """
     dataset = _dataset(options)
     info = _info(dataset, options)
-    return _test(dataset, info, options), info
+    return _test(dataset, dataset.test(), info, options, teller), info
 
 
 def _dataset(options: DataOptions) -> Dataset:
@@ -83,15 +95,23 @@ def _held_out(options: DataOptions, total: int) -> int:
     return held
 
 
-def _test(dataset: Dataset, info: DataInfo, options: DataOptions) -> InputPipeline:
-    source = dataset.test()
+def _listings(**sources: Source) -> dict[str, Listing]:
+    return {
+        part: listing_of(source) for part, source in sources.items() if isinstance(source, Files)
+    }
+
+
+def _test(
+    dataset: Dataset, source: Source, info: DataInfo, options: DataOptions, teller: Teller
+) -> InputPipeline:
     chosen = np.arange(len(source.labels))
     if options.test_limit is not None:
         chosen = stratified_order(source.labels, _TEST_SEED)[: options.test_limit]
-    return _pipeline(dataset, source, chosen, info, options, seed=0)
+    feed = _feed(dataset, source, chosen, info, options, seed=0)
+    return open_pipeline(feed, options.pipeline, teller)
 
 
-def _pipeline(
+def _feed(
     dataset: Dataset,
     source: Source,
     chosen: npt.NDArray[np.int64],
@@ -100,8 +120,8 @@ def _pipeline(
     seed: int,
     *,
     training: bool = False,
-) -> InputPipeline:
-    feed = Feed(
+) -> Feed:
+    return Feed(
         source=source,
         indices=np.sort(chosen),
         transform=dataset.transform,
@@ -112,5 +132,18 @@ def _pipeline(
         std=info.std,
         seed=seed,
         workers=options.workers,
+        max_bad_images=options.max_bad_images,
+        cache=_cache(options),
+        cache_limit=round(options.cache_limit * 1e9),
     )
-    return open_pipeline(feed, options.pipeline)
+
+
+def _cache(options: DataOptions) -> Path | None:
+    """The folder of decoded images."""
+    if options.cache is False:
+        return None
+    if options.cache is not None:
+        return options.cache.expanduser()
+    # Where it is not absolute, the XDG specification has it left out of account.
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".cache") / "fastprune"

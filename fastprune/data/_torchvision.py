@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import math
-import os
-import struct
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader
-from torchvision.transforms.v2 import functional
 
+from fastprune.data._bad import BadImages
 from fastprune.data._batches import Batches
-from fastprune.data._dataset import Files, Images, PadCrop, ResizedCrop
-from fastprune.data._draws import epoch_draws, image_generator
+from fastprune.data._dataset import Images, PadCrop
+from fastprune.data._draws import epoch_draws
+from fastprune.data._frames import random_box
 from fastprune.data._pipeline import Batch, Feed, InputPipeline, Kind, Placement
+from fastprune.data._telling import SILENT, Teller
+from fastprune.data._workers import Workers, check_made, without_source
 from fastprune.errors import DataError
 
-__all__ = ["open_pipeline"]
+__all__ = ["open_pipeline", "pad_crop", "random_box"]
 
-_MOST_WORKERS = 8
 _AS_IT_IS = Placement()
 
 
-def open_pipeline(feed: Feed) -> InputPipeline:
-    """The pipeline for a feed's kind of source."""
+def open_pipeline(feed: Feed, teller: Teller = SILENT) -> InputPipeline:
+    """The pipeline for a feed's kind of source; ``teller`` hears of files that are left out."""
     if isinstance(feed.source, Images):
         return _ImagesPipeline(feed, feed.source)
-    return _FilesPipeline(feed, feed.source)
+    return _FilesPipeline(feed, teller)
 
 
 class _ImagesPipeline(Batches):
@@ -101,160 +96,36 @@ def _normalized(pixels: torch.Tensor, feed: Feed) -> torch.Tensor:
     return pixels.to(torch.float32).sub_(mean).div_(std)
 
 
-@dataclass(frozen=True, slots=True)
-class _Bad:
-    """A file that could not be read: handed over as a value, since an exception would arrive from
-    a worker wrapped in its traceback."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """One image a worker is to make."""
-
-    path: str
-    label: int
-    index: int
-    epoch: int
-
-
-class _Decoder:
-    """What runs in the workers; it holds no list of files that each of them would copy."""
-
-    def __init__(self, transform: ResizedCrop, feed: Feed) -> None:
-        self._transform = transform
-        empty = np.zeros(0, np.int64)
-        self._feed = replace(feed, source=Files((), empty), indices=empty)
-
-    def __getitems__(self, wanted: list[_Wanted]) -> Batch | _Bad:
-        size = self._transform.size
-        pixels = torch.empty((len(wanted), 3, size, size), dtype=torch.uint8)
-        for row, item in enumerate(wanted):
-            generator = None
-            if self._feed.augment:
-                generator = image_generator(self._feed.seed, item.epoch, item.index)
-            try:
-                with Image.open(item.path) as opened:
-                    image = opened.convert("RGB")
-            # What PIL raises on broken files of its various formats.
-            except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
-                return _Bad(item.path, " ".join(str(error).split()))
-            image = _framed(image, self._transform, generator)
-            pixels[row] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        labels = torch.tensor([item.label for item in wanted], dtype=torch.int64)
-        return _normalized(pixels, self._feed), labels
-
-
-def _framed(
-    image: Image.Image, transform: ResizedCrop, generator: np.random.Generator | None
-) -> Image.Image:
-    """The part of an image that is used, at its final size."""
-    size = [transform.size, transform.size]
-    if generator is None:
-        image = functional.resize(image, [transform.resize])
-        cut: Image.Image = functional.center_crop(image, size)
-        return cut
-    top, left, height, width = random_box(image.height, image.width, transform, generator)
-    cropped: Image.Image = functional.resized_crop(image, top, left, height, width, size)
-    if transform.flip and generator.random() < 0.5:
-        cropped = functional.horizontal_flip(cropped)
-    return cropped
-
-
-def random_box(
-    height: int, width: int, transform: ResizedCrop, generator: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random part, by torchvision's rule for RandomResizedCrop.
-
-    Ten tries to fit a part of a drawn area and shape, and if none fits the largest central part of
-    an allowed shape.
-    """
-    low, high = (math.log(bound) for bound in transform.ratio)
-    for _ in range(10):
-        area = height * width * generator.uniform(*transform.scale)
-        shape = math.exp(generator.uniform(low, high))
-        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
-        if 0 < w <= width and 0 < h <= height:
-            top = int(generator.integers(0, height - h + 1))
-            left = int(generator.integers(0, width - w + 1))
-            return top, left, h, w
-    h, w = height, width
-    if width / height < transform.ratio[0]:
-        h = min(height, round(width / transform.ratio[0]))
-    elif width / height > transform.ratio[1]:
-        w = min(width, round(height * transform.ratio[1]))
-    return (height - h) // 2, (width - w) // 2, h, w
-
-
-class _Requests:
-    """The batch sampler of a loader that lives for many epochs: it lists what is asked for."""
-
-    def __init__(self) -> None:
-        self.batches: Iterator[list[_Wanted]] = iter(())
-
-    def __iter__(self) -> Iterator[list[_Wanted]]:
-        return self.batches
-
-
 class _FilesPipeline(Batches):
     """Image files, decoded and transformed by worker processes that stay between epochs."""
 
     kind: Kind = "torchvision"
-    bad_images: tuple[str, ...] = ()
 
-    def __init__(self, feed: Feed, source: Files) -> None:
+    def __init__(self, feed: Feed, teller: Teller) -> None:
         super().__init__(feed)
-        if not isinstance(feed.transform, ResizedCrop):
-            raise ValueError(f"expected ResizedCrop for image files, got {feed.transform}")
-        self._source = source
-        self._decoder = _Decoder(feed.transform, feed)
-        self._requests = _Requests()
-        self._loader: DataLoader[Batch | _Bad] | None = None
+        bare = without_source(feed)
+        self._workers = Workers(feed, partial(_finished, feed=bare), self.batches)
+        self._bad = BadImages(feed.max_bad_images, teller)
+
+    @property
+    def bad_images(self) -> tuple[str, ...]:
+        return self._bad.names
 
     def epoch(
         self, epoch: int, start: int = 0, *, placement: Placement = _AS_IT_IS
     ) -> Iterator[Batch]:
-        self._requests.batches = self._wanted(epoch, start)
-        if self._loader is None:
-            self._loader = self._open()
-        for batch in self._loader:
-            if isinstance(batch, _Bad):
+        for made in self._workers.batches(self.chunks(epoch, start), epoch):
+            try:
+                check_made(made, self._bad)
+            except DataError:
                 self.close()
-                raise DataError(f"{batch.path}: not a readable image: {batch.reason}")
-            yield placement.of(batch)
+                raise
+            yield placement.of((made.pixels, made.labels))
 
     def close(self) -> None:
-        # Workers end when nothing refers to their loader any more.
-        self._loader = None
-
-    def _wanted(self, epoch: int, start: int) -> Iterator[list[_Wanted]]:
-        paths, labels = self._source.paths, self._source.labels
-        for chunk in self.chunks(epoch, start):
-            yield [_Wanted(paths[i], int(labels[i]), int(i), epoch) for i in chunk]
-
-    def _open(self) -> DataLoader[Batch | _Bad]:
-        workers = self._feed.workers
-        if workers is None:
-            workers = min(_cores(), _MOST_WORKERS, self.batches)
-        return DataLoader(
-            self._decoder,  # type: ignore[arg-type]  # only __getitems__ is ever called
-            batch_sampler=self._requests,
-            collate_fn=_as_it_is,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),
-        )
+        self._workers.close()
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _finished(pixels: torch.Tensor, feed: Feed) -> torch.Tensor:
+    """uint8 ``[N, H, W, C]`` -> float32 ``[N, C, H, W]``."""
+    return _normalized(pixels.permute(0, 3, 1, 2).contiguous(), feed)

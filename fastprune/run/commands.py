@@ -31,7 +31,7 @@ from fastprune.run.networks import (
     device_of,
     set_threads,
 )
-from fastprune.training import choose_progress
+from fastprune.training import Progress, choose_progress
 from fastprune.training import evaluate as measure
 
 __all__ = ["count", "evaluate", "members", "prune_config", "run_name"]
@@ -145,8 +145,8 @@ def evaluate(
         choice = NormalizationChoice(None, "dataset")
     if choice.normalization is not None:
         given = given.model_copy(update={"normalization": choice.normalization})
-    pipeline, info = _pipeline(given, split, seed)
     progress = choose_progress(quiet=quiet)
+    pipeline, info = _pipeline(given, split, seed, progress)
     if not _is_saved(model):
         network, message = build_network(
             options, num_classes or info.num_classes, seed=seed, weights=weights
@@ -165,6 +165,7 @@ def evaluate(
         "top5": round(metrics.top5, 4),
         "loss": round(metrics.loss, 6),
         "images": metrics.images,
+        "bad_images": list(pipeline.bad_images),
         "model": model,
         "dataset": given.name,
         "split": split,
@@ -345,11 +346,13 @@ def _normalization(text: str) -> Any:
         ) from None
 
 
-def _pipeline(options: DataOptions, split: str, seed: int) -> tuple[InputPipeline, data.DataInfo]:
+def _pipeline(
+    options: DataOptions, split: str, seed: int, progress: Progress
+) -> tuple[InputPipeline, data.DataInfo]:
     if split == "test":
         # The training images need not be there.
-        return data.load_test(options)
-    splits = data.load(options, seed)
+        return data.load_test(options, progress)
+    splits = data.load(options, seed, progress)
     pipeline = getattr(splits, split)
     if pipeline is None:
         raise ConfigError(f"--split: there is no {split} set; set data validation above 0")

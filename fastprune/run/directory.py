@@ -8,9 +8,9 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +18,8 @@ from typing import IO, Any
 import yaml
 
 from fastprune.config import RunConfig, make_config, to_yaml
-from fastprune.errors import ConfigError
+from fastprune.data import Listing
+from fastprune.errors import ConfigError, DataError
 from fastprune.files import TEMPORARY, digest_of, sha256_of, write_atomically, write_json
 
 __all__ = ["STAGES", "RunDirectory", "StageRecord", "is_run_directory", "open_directory"]
@@ -28,6 +29,7 @@ STAGES = ("baseline", "plan", "prune", "finetune", "report")
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 LOCK = "lock"
+IMAGES = "images.json"
 GRAPH = "graph.json"
 BASELINE = "baseline.safetensors"
 UNPRUNED = "unpruned.safetensors"
@@ -40,6 +42,7 @@ REPORT = "report.json"
 _FILES = (
     CONFIG,
     ENVIRONMENT,
+    IMAGES,
     GRAPH,
     BASELINE,
     UNPRUNED,
@@ -66,6 +69,7 @@ class StageRecord:
         results: figures and facts; plain data, the same on every machine-equal repetition.
         files: name of each file it wrote -> SHA-256.
         seconds: time it took in the process that finished it.
+        bad_images: image files that had been left out by its end, in that process.
     """
 
     stage: str
@@ -73,10 +77,14 @@ class StageRecord:
     results: dict[str, Any]
     files: dict[str, str]
     seconds: float
+    bad_images: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
-        """Digest of what the stage made, for the next stage's inputs; times do not enter it."""
+        """Digest of what the stage made, for the next stage's inputs.
+
+        Neither its time nor the bad images enter it: both depend on what ran in one process.
+        """
         return digest_of([self.stage, self.inputs, self.results, self.files])
 
 
@@ -136,6 +144,32 @@ class RunDirectory:
         """The report, as JSON."""
         return self.path / REPORT
 
+    def hold_images(self, listings: Mapping[str, Listing], note: Callable[[str], object]) -> None:
+        """Writes down which image files the run began with, or compares them with those there.
+
+        Raises:
+            DataError: there are others, or of other sizes, in a folder.
+        """
+        if not listings:
+            return
+        there = _read_json(self.path / IMAGES)
+        if not isinstance(there, dict):
+            write_json(self.path / IMAGES, {part: asdict(of) for part, of in listings.items()})
+            return
+        for part, now in listings.items():
+            before = there.get(part, asdict(now))
+            if before["content"] != now.content:
+                raise DataError(
+                    f"data.root: the {part} images changed since the run began: "
+                    f"{before['files']:,} files then, {now.files:,} now, or others by name or "
+                    "size; put them back, or use --fresh to start the run anew"
+                )
+            if before["times"] != now.times:
+                note(
+                    f"the {part} images have other times of modification than when the run began; "
+                    "their names and sizes are the same"
+                )
+
     def work(self, stage: str, inputs: str) -> Path:
         """A folder for the checkpoints of a stage; emptied when it is from other inputs."""
         folder = self.path / _WORK / stage
@@ -153,6 +187,7 @@ class RunDirectory:
             return None, None
         try:
             record = StageRecord(**content)
+            record = replace(record, bad_images=tuple(record.bad_images))
         except TypeError:
             return None, "its record is unreadable"
         if record.inputs != inputs:
@@ -172,12 +207,13 @@ class RunDirectory:
         results: Mapping[str, Any],
         files: tuple[Path, ...],
         seconds: float,
+        bad_images: tuple[str, ...] = (),
     ) -> StageRecord:
         """Writes down that a stage is done; its files must be in place."""
         sums = {str(file.relative_to(self.path)): sha256_of(file) for file in files}
         # Through JSON and back, so that a stage sees the same whether it goes on or starts again.
         plain = json.loads(json.dumps(results))
-        record = StageRecord(stage, inputs, plain, sums, round(seconds, 3))
+        record = StageRecord(stage, inputs, plain, sums, round(seconds, 3), bad_images)
         (self.path / _RECORDS).mkdir(exist_ok=True)
         write_json(self.path / _RECORDS / f"{stage}.json", asdict(record))
         return record
@@ -272,7 +308,7 @@ def _refuse_foreign(path: Path) -> None:
 
 def _holds_results(path: Path) -> bool:
     """Whether a run left more than its configuration: a finished stage or part of one."""
-    made = set(_FILES) - {CONFIG, ENVIRONMENT, LOCK, GRAPH}
+    made = set(_FILES) - {CONFIG, ENVIRONMENT, IMAGES, LOCK, GRAPH}
     files = [*(path / _RECORDS).glob("*"), *(path / _WORK).rglob("*")]
     return any((path / name).exists() for name in made) or any(
         file.is_file() and file.name != _INPUTS for file in files

@@ -116,7 +116,9 @@ class _Run:
             start = time.perf_counter()
             results, files = make(self.directory.work(name, key))
             seconds = time.perf_counter() - start
-            record = self.directory.finish(name, key, results, files, seconds)
+            record = self.directory.finish(
+                name, key, results, files, seconds, bad_images=self.bad_images()
+            )
         else:
             self.say(f"{name}: done before")
         self.records[name] = record
@@ -131,7 +133,13 @@ class _Run:
         data = self.config.data
         if self.normalization.normalization is not None:
             data = data.model_copy(update={"normalization": self.normalization.normalization})
-        return load_data(data, self.config.seed)
+        splits = load_data(data, self.config.seed, self.progress)
+        self.directory.hold_images(splits.listings, self.say)
+        return splits
+
+    def bad_images(self) -> tuple[str, ...]:
+        """Image files that were left out so far."""
+        return self.splits.bad_images if "splits" in self.__dict__ else ()
 
     @property
     def info(self) -> DataInfo:

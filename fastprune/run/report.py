@@ -89,7 +89,7 @@ def build_report(
             for row in graph.unprunable
         ],
         "notes": records["plan"].results["notes"],
-        "warnings": _warnings(latency, config),
+        "warnings": [*_warnings(latency, config), *_left_out(records)],
         "seconds": {name: record.seconds for name, record in records.items()},
         "command": command or f"fastprune run {directory}/config.yaml --out {directory}",
         "directory": str(directory),
@@ -148,6 +148,14 @@ def _warnings(latency: Mapping[str, Any] | None, config: RunConfig) -> list[str]
         f"the pruned network is not faster on this device "
         f"({latency['pruned_ms']} ms, unpruned {latency['unpruned_ms']} ms){hint}"
     ]
+
+
+def _left_out(records: Mapping[str, StageRecord]) -> list[str]:
+    names = sorted({name for record in records.values() for name in record.bad_images})
+    if not names:
+        return []
+    shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    return [f"{len(names)} image files could not be read and were left out: {shown}"]
 
 
 def narrowest_groups(graph: ChannelGraph, plan: PruningPlan) -> list[dict[str, Any]]:
@@ -262,6 +270,8 @@ def print_metrics(figures: Mapping[str, Any]) -> None:
         f"({figures['split']}, {figures['images']} images): "
         f"top-1 {figures['top1']:.2f} %, top-5 {figures['top5']:.2f} %, loss {figures['loss']:.4f}"
     )
+    if figures["bad_images"]:
+        print(f"left out, since they cannot be read: {', '.join(figures['bad_images'])}")
 
 
 def print_members(found: Mapping[str, Iterable[Mapping[str, str]]]) -> None:

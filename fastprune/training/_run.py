@@ -238,6 +238,7 @@ def identity_of(
         "taught": taught,
         "train": [train.images, train.batch_size],
         "validation": validation.images if validation else 0,
+        "images": {part: of.content for part, of in splits.listings.items()},
         "normalization": [splits.info.mean, splits.info.std],
         "tensors": {name: list(t.shape) for name, t in model.state_dict().items()},
     }

@@ -180,7 +180,7 @@ def test_a_corrupt_file_is_named_on_one_line(tmp_path: Path, workers: int) -> No
     source = photographs(tmp_path, 6)
     whole = Path(source.paths[4]).read_bytes()
     Path(source.paths[4]).write_bytes(whole[: len(whole) // 2])
-    pipeline = open_pipeline(files(source, workers=workers))
+    pipeline = open_pipeline(files(Files(source.paths, source.labels), workers=workers))
     with pytest.raises(DataError, match=r"4\.jpg: not a readable image: ") as caught:
         list(pipeline.epoch(0))
     assert "\n" not in str(caught.value)
