@@ -16,7 +16,7 @@ from fastprune.data._pipeline import DataInfo, Feed, InputPipeline, Splits, open
 from fastprune.data._telling import SILENT, Teller
 from fastprune.errors import DataError, nearest
 
-__all__ = ["load", "load_test"]
+__all__ = ["feeds", "load", "load_test"]
 
 _TEST_SEED = 0
 """Seed of a shortened test set: the same images for every run, so that runs compare."""
@@ -33,25 +33,36 @@ def load(options: DataOptions, seed: int, teller: Teller = SILENT) -> Splits:
         DataError: no such dataset, it is not there or not laid out as expected, or the options
             leave nothing to train on.
     """
+    found, info = feeds(options, seed)
+    opened = {part: open_pipeline(f, options.pipeline, teller) for part, f in found.items()}
+    return Splits(
+        train=opened["train"],
+        validation=opened.get("validation"),
+        test=opened["test"],
+        info=info,
+        listings=_listings(train=found["train"].source, test=found["test"].source),
+    )
+
+
+def feeds(options: DataOptions, seed: int) -> tuple[dict[str, Feed], DataInfo]:
+    """What `load` opens: the train, test and, where there is one, validation feed.
+
+    Raises:
+        DataError: as `load`.
+    """
     dataset = _dataset(options)
     info = _info(dataset, options)
-    source, test = dataset.train(), dataset.test()
-    total = len(source.labels)
+    source = dataset.train()
     order = stratified_order(source.labels, seed)
-    held = _held_out(options, total)
+    held = _held_out(options, len(source.labels))
     validation, train = order[:held], order[held:][: options.train_limit]
-
-    def opened(chosen: npt.NDArray[np.int64], *, training: bool = False) -> InputPipeline:
-        feed = _feed(dataset, source, chosen, info, options, seed, training=training)
-        return open_pipeline(feed, options.pipeline, teller)
-
-    return Splits(
-        train=opened(train, training=True),
-        validation=opened(validation) if held else None,
-        test=_test(dataset, test, info, options, teller),
-        info=info,
-        listings=_listings(train=source, test=test),
-    )
+    found = {
+        "train": _feed(dataset, source, train, info, options, seed, training=True),
+        "test": _test(dataset, info, options),
+    }
+    if held:
+        found["validation"] = _feed(dataset, source, validation, info, options, seed)
+    return found, info
 
 
 def load_test(options: DataOptions, teller: Teller = SILENT) -> tuple[InputPipeline, DataInfo]:
@@ -62,7 +73,7 @@ def load_test(options: DataOptions, teller: Teller = SILENT) -> tuple[InputPipel
     """
     dataset = _dataset(options)
     info = _info(dataset, options)
-    return _test(dataset, dataset.test(), info, options, teller), info
+    return open_pipeline(_test(dataset, info, options), options.pipeline, teller), info
 
 
 def _dataset(options: DataOptions) -> Dataset:
@@ -101,14 +112,12 @@ def _listings(**sources: Source) -> dict[str, Listing]:
     }
 
 
-def _test(
-    dataset: Dataset, source: Source, info: DataInfo, options: DataOptions, teller: Teller
-) -> InputPipeline:
+def _test(dataset: Dataset, info: DataInfo, options: DataOptions) -> Feed:
+    source = dataset.test()
     chosen = np.arange(len(source.labels))
     if options.test_limit is not None:
         chosen = stratified_order(source.labels, _TEST_SEED)[: options.test_limit]
-    feed = _feed(dataset, source, chosen, info, options, seed=0)
-    return open_pipeline(feed, options.pipeline, teller)
+    return _feed(dataset, source, chosen, info, options, seed=0)
 
 
 def _feed(
