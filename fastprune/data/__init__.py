@@ -13,10 +13,21 @@ from fastprune.data._dataset import (
     registry,
 )
 from fastprune.data._options import DataOptions, Normalization
-from fastprune.data._pipeline import DataInfo, Feed, InputPipeline, Kind, Placement, Splits
+from fastprune.data._pipeline import (
+    Choice,
+    DataInfo,
+    Feed,
+    InputPipeline,
+    Kind,
+    Placement,
+    Splits,
+    choice,
+    open_pipeline,
+)
 from fastprune.data._splits import load, load_test
 
 __all__ = [
+    "Choice",
     "DataInfo",
     "DataOptions",
     "Dataset",
@@ -32,7 +43,9 @@ __all__ = [
     "Source",
     "Splits",
     "Transform",
+    "choice",
     "load",
     "load_test",
+    "open_pipeline",
     "registry",
 ]

@@ -86,6 +86,8 @@ class DataOptions(BaseModel):
         ge=1,
         description="Test on this many images, of all classes alike and the same for every seed.",
     )
-    pipeline: Literal["auto", "torchvision"] = Field(
-        default="auto", description="What loads the images; auto takes the best one at hand."
+    pipeline: Literal["auto", "device", "torchvision"] = Field(
+        default="auto",
+        description="What loads the images; auto takes the best one at hand. Device: images "
+        "held in memory lie where the network is, and one kernel makes a batch.",
     )

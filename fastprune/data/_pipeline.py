@@ -4,27 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastprune.data._dataset import Source, Transform
+from fastprune.data._dataset import Images, Source, Transform
+from fastprune.errors import DataError
 
 __all__ = [
+    "Choice",
     "DataInfo",
     "Feed",
     "InputPipeline",
     "Kind",
     "Placement",
     "Splits",
+    "choice",
     "open_pipeline",
 ]
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
-Kind = Literal["auto", "torchvision"]
+Kind = Literal["auto", "device", "torchvision"]
 """What makes the batches; auto takes the best one at hand."""
 
 _CPU = torch.device("cpu")
@@ -183,13 +186,38 @@ class Feed:
     world: int = 1
 
 
+class Choice(NamedTuple):
+    """A kind of pipeline, and why it."""
+
+    kind: Kind
+    reason: str
+
+
+def choice(feed: Feed) -> Choice:
+    """The kind that ``auto`` takes for a feed."""
+    if isinstance(feed.source, Images):
+        return Choice("device", "images in memory lie where the network is; one kernel a batch")
+    return Choice("torchvision", "image files are decoded by worker processes")
+
+
 def open_pipeline(feed: Feed, kind: Kind = "auto") -> InputPipeline:
-    """The pipeline of that kind for a feed.
+    """The pipeline of that kind for a feed; `choice` says which one ``auto`` is.
 
     Raises:
         DataError: that kind does not feed such images here; the message says why.
     """
+    if kind == "auto":
+        kind = choice(feed).kind
     # Imported here, so that an option or a protocol can be named without loading torchvision.
+    if kind == "device":
+        from fastprune.data import _device
+
+        if not isinstance(feed.source, Images):
+            raise DataError(
+                "data.pipeline: got device, which needs images in memory, but these are image "
+                "files; use auto or torchvision"
+            )
+        return _device.open_pipeline(feed, feed.source)
     from fastprune.data import _torchvision
 
     return _torchvision.open_pipeline(feed)
