@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
-#include <string>
 #include <type_traits>
 
 #include "dtype.h"
@@ -25,29 +23,6 @@
 #endif
 
 namespace fastprune {
-
-enum class Simd { baseline, avx2, avx512 };
-
-// The level of the loops below, asked once. FASTPRUNE_SIMD=baseline or avx2 keeps it lower, so that one processor can test
-// what others run.
-inline Simd simd_level() {
-#ifdef FASTPRUNE_SIMD_VERSIONS
-    static const Simd level = [] {
-        const char* asked = std::getenv("FASTPRUNE_SIMD");
-        const std::string most = asked ? asked : "";
-        if (most == "baseline" || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-            !__builtin_cpu_supports("bmi2")) {
-            return Simd::baseline;
-        }
-        const bool wide = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                          __builtin_cpu_supports("avx512vl");
-        return wide && most != "avx2" ? Simd::avx512 : Simd::avx2;
-    }();
-    return level;
-#else
-    return Simd::baseline;
-#endif
-}
 
 // Zero is all bits but the sign: integers compare the same way for every floating type, denormals included, whatever
 // the processor's flush mode is.

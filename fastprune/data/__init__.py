@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastprune.data._choice import KINDS, Choice, choice, open_pipeline
 from fastprune.data._dataset import (
     Dataset,
     Files,
@@ -14,10 +15,19 @@ from fastprune.data._dataset import (
 )
 from fastprune.data._listing import Listing
 from fastprune.data._options import DataOptions, Normalization
-from fastprune.data._pipeline import DataInfo, Feed, InputPipeline, Kind, Placement, Splits
+from fastprune.data._pipeline import (
+    DataInfo,
+    Feed,
+    InputPipeline,
+    Kind,
+    Placement,
+    Splits,
+)
 from fastprune.data._splits import load, load_test
 
 __all__ = [
+    "KINDS",
+    "Choice",
     "DataInfo",
     "DataOptions",
     "Dataset",
@@ -34,7 +44,9 @@ __all__ = [
     "Source",
     "Splits",
     "Transform",
+    "choice",
     "load",
     "load_test",
+    "open_pipeline",
     "registry",
 ]

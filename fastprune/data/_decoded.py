@@ -14,6 +14,7 @@ from fastprune.data._cache import Cache, Damaged, open_cache, unsupported
 from fastprune.data._pipeline import Batch, Feed, InputPipeline, Kind, Placement
 from fastprune.data._telling import SILENT, Teller
 from fastprune.errors import DataError
+from fastprune.ops import crop_flip_normalize
 
 __all__ = ["open_decoded", "unsupported"]
 
@@ -63,10 +64,19 @@ class _DecodedPipeline(Batches):
         self, epoch: int, start: int = 0, *, placement: Placement = _AS_IT_IS
     ) -> Iterator[Batch]:
         feed = self._feed
+        mean, std = (t.to(placement.device) for t in (self._mean, self._std))
         for chunk in self.chunks(epoch, start):
             rows, labels = self._readable(np.searchsorted(feed.indices, chunk))
             pixels, chosen = self._rows(rows, placement.device)
-            x = self._normalized(pixels, chosen, placement)
+            x = crop_flip_normalize(
+                pixels,
+                chosen,
+                None,
+                mean=mean,
+                std=std,
+                dtype=placement.dtype,
+                channels_last=placement.channels_last,
+            )
             y = torch.from_numpy(labels)
             yield x, y.to(placement.device, non_blocking=True)
 
@@ -133,16 +143,6 @@ class _DecodedPipeline(Batches):
         cache = self._checked(np.arange(len(self._feed.indices)))
         self.reason = f"decoded once, {needed / 1e9:.1f} GB on {device}"
         return cache.pixels.to(device)
-
-    def _normalized(
-        self, pixels: torch.Tensor, chosen: torch.Tensor, placement: Placement
-    ) -> torch.Tensor:
-        """Images ``chosen`` of ``pixels``, as ``placement`` says."""
-        mean, std = (t.view(-1, 1, 1).to(pixels.device) for t in (self._mean, self._std))
-        x = pixels[chosen].to(torch.float32).sub_(mean).div_(std).to(placement.dtype)
-        if placement.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return x
 
 
 def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

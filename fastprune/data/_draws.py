@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["epoch_draws", "epoch_order", "image_generator", "stratified_order"]
+__all__ = ["crop_boxes", "epoch_draws", "epoch_order", "image_generator", "stratified_order"]
 
 # What a stream of random numbers is for: two uses of one seed must not see the same numbers.
 _ORDER, _AUGMENT, _SPLIT = 1, 2, 3
@@ -24,6 +24,24 @@ def epoch_draws(seed: int, epoch: int, images: int, columns: int) -> npt.NDArray
     """``[images, columns]`` numbers in [0, 1); row i is image i's, however many rows there are."""
     sequence = np.random.SeedSequence((seed, epoch, _AUGMENT))
     return np.random.Generator(np.random.Philox(sequence)).random((images, columns))
+
+
+def crop_boxes(draws: npt.NDArray[np.float64], padding: int, flip: bool) -> npt.NDArray[np.int32]:
+    """Crops out of a frame ``padding`` wide, by three uniform numbers each.
+
+    Args:
+        draws: ``[N, 3]``: row, column, flip.
+        padding: width of the frame in pixels.
+        flip: whether any image is mirrored.
+
+    Returns:
+        ``[N, 3]``: row and column in the frame, 0 to 2·padding; 1 to mirror, one time in two.
+    """
+    boxes = np.zeros(draws.shape, np.int32)
+    boxes[:, :2] = draws[:, :2] * (2 * padding + 1)
+    if flip:
+        boxes[:, 2] = draws[:, 2] < 0.5
+    return boxes
 
 
 def image_generator(seed: int, epoch: int, image: int) -> np.random.Generator:

@@ -104,6 +104,9 @@ class DataOptions(BaseModel):
         allow_inf_nan=False,
         description="Gigabytes that decoded images may take in that folder.",
     )
-    pipeline: Literal["auto", "torchvision"] = Field(
-        default="auto", description="What loads the images; auto takes the best one at hand."
+    pipeline: Literal["auto", "device", "dali", "torchvision"] = Field(
+        default="auto",
+        description="What loads the images; auto takes the best one at hand. Device: images held "
+        "where the network is, those of evaluations of image folders decoded once. Dali: NVIDIA "
+        "DALI, an extra. Torchvision: worker processes.",
     )

@@ -1,4 +1,4 @@
-"""What feeds a network: the protocol of all input pipelines, and choosing one."""
+"""What feeds a network: the protocol of all input pipelines, and the data they are made from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 
 from fastprune.data._dataset import Source, Transform
 from fastprune.data._listing import Listing
-from fastprune.data._telling import SILENT, Teller
 
 __all__ = [
     "DataInfo",
@@ -22,12 +21,11 @@ __all__ = [
     "Kind",
     "Placement",
     "Splits",
-    "open_pipeline",
 ]
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
-Kind = Literal["auto", "torchvision", "device"]
+Kind = Literal["auto", "device", "dali", "torchvision"]
 """What makes the batches; auto takes the best one at hand."""
 
 _CPU = torch.device("cpu")
@@ -196,15 +194,3 @@ class Feed:
     cache_limit: int = 8 * 10**9
     rank: int = 0
     world: int = 1
-
-
-def open_pipeline(feed: Feed, kind: Kind = "auto", teller: Teller = SILENT) -> InputPipeline:
-    """The pipeline of that kind for a feed; ``teller`` hears of long work and of bad files.
-
-    Raises:
-        DataError: that kind does not feed such images here; the message says why.
-    """
-    # Imported here, so that an option or a protocol can be named without loading torchvision.
-    from fastprune.data import _torchvision
-
-    return _torchvision.open_pipeline(feed, teller)

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fastprune.data._choice import open_pipeline
 from fastprune.data._dataset import Dataset, Files, Source, registry
 from fastprune.data._draws import stratified_order
 from fastprune.data._listing import Listing, listing_of
 from fastprune.data._options import DataOptions
-from fastprune.data._pipeline import DataInfo, Feed, InputPipeline, Splits, open_pipeline
+from fastprune.data._pipeline import DataInfo, Feed, InputPipeline, Splits
 from fastprune.data._telling import SILENT, Teller
 from fastprune.errors import DataError, nearest
 

@@ -12,7 +12,7 @@ import torch
 from fastprune.data._bad import BadImages
 from fastprune.data._batches import Batches
 from fastprune.data._dataset import Images, PadCrop
-from fastprune.data._draws import epoch_draws
+from fastprune.data._draws import crop_boxes, epoch_draws
 from fastprune.data._frames import random_box
 from fastprune.data._pipeline import Batch, Feed, InputPipeline, Kind, Placement
 from fastprune.data._telling import SILENT, Teller
@@ -81,11 +81,10 @@ def pad_crop(
     framed[:, :, pad : pad + height, pad : pad + width] = pixels
     # Every crop is a view [C, H, W] at an offset of the frame; indexing copies one view an image.
     views = np.lib.stride_tricks.sliding_window_view(framed, (height, width), axis=(2, 3))
-    offsets = (draws[:, :2] * (2 * pad + 1)).astype(np.int64)
-    out = views[np.arange(n), :, offsets[:, 0], offsets[:, 1]]
-    if transform.flip:
-        flipped = np.flatnonzero(draws[:, 2] < 0.5)
-        out[flipped] = out[flipped][..., ::-1]
+    boxes = crop_boxes(draws, pad, transform.flip)
+    out = views[np.arange(n), :, boxes[:, 0], boxes[:, 1]]
+    flipped = np.flatnonzero(boxes[:, 2])
+    out[flipped] = out[flipped][..., ::-1]
     return np.ascontiguousarray(out)
 
 

@@ -10,6 +10,7 @@ from fastprune.ops._op import Explanation, registered, use_backend
 from fastprune.ops.batch_norm_recalibrate import batch_norm_recalibrate
 from fastprune.ops.batch_norm_relu_zero_count import batch_norm_relu_zero_count
 from fastprune.ops.channel_scores import ChannelScores, channel_scores, channel_scores_of
+from fastprune.ops.crop_flip_normalize import crop_flip_normalize
 from fastprune.ops.crop_generated_weights import crop_generated_weights
 from fastprune.ops.gamma_subgradient import gamma_penalty, gamma_proximal_, gamma_subgradient_
 from fastprune.ops.gather_channels import GatherPlan, gather_channels
@@ -25,6 +26,7 @@ __all__ = [
     "batch_norm_relu_zero_count",
     "channel_scores",
     "channel_scores_of",
+    "crop_flip_normalize",
     "crop_generated_weights",
     "gamma_penalty",
     "gamma_proximal_",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from image_files import Told, feed_of, labels_of, listed, photographs
 
-from fastprune.data._pipeline import open_pipeline
+from fastprune.data._choice import open_pipeline
 from fastprune.errors import DataError
 
 

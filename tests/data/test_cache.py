@@ -15,8 +15,8 @@ from image_files import Told, feed_of, labels_of, listed, photographs
 
 from fastprune.data import Feed, InputPipeline, PadCrop, Placement
 from fastprune.data._cache import unsupported
+from fastprune.data._choice import open_pipeline
 from fastprune.data._decoded import open_decoded
-from fastprune.data._pipeline import open_pipeline
 from fastprune.errors import DataError
 from fastprune.files import TEMPORARY
 

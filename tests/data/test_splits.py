@@ -8,12 +8,10 @@ import torch
 from pydantic import ValidationError
 
 from fastprune.data import DataOptions, Images, load, load_test
-from fastprune.data._torchvision import _ImagesPipeline
 from fastprune.errors import DataError
 
 
 def indices(pipeline: Any) -> set[int]:
-    assert isinstance(pipeline, _ImagesPipeline)
     return set(pipeline._feed.indices.tolist())
 
 
