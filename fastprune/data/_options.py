@@ -86,6 +86,6 @@ class DataOptions(BaseModel):
         ge=1,
         description="Test on this many images, of all classes alike and the same for every seed.",
     )
-    pipeline: Literal["auto", "torchvision"] = Field(
+    pipeline: Literal["auto", "torchvision", "dali"] = Field(
         default="auto", description="What loads the images; auto takes the best one at hand."
     )

@@ -24,7 +24,7 @@ __all__ = [
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
-Kind = Literal["auto", "torchvision"]
+Kind = Literal["auto", "torchvision", "dali"]
 """What makes the batches; auto takes the best one at hand."""
 
 _CPU = torch.device("cpu")
@@ -190,6 +190,8 @@ def open_pipeline(feed: Feed, kind: Kind = "auto") -> InputPipeline:
         DataError: that kind does not feed such images here; the message says why.
     """
     # Imported here, so that an option or a protocol can be named without loading torchvision.
-    from fastprune.data import _torchvision
+    from fastprune.data import _dali, _torchvision
 
+    if kind == "dali":
+        return _dali.open_pipeline(feed)
     return _torchvision.open_pipeline(feed)
