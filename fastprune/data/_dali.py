@@ -1,0 +1,178 @@
+"""The input pipeline on NVIDIA DALI: image files, decoded by its threads or by a GPU."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Generator, Iterator
+from functools import partial
+
+import torch
+
+from fastprune.data._batches import Batches
+from fastprune.data._dali_graph import DecodingFailed, Fed, Wanted, decoded
+from fastprune.data._dataset import Files, ResizedCrop
+from fastprune.data._draws import image_generator
+from fastprune.data._encoded import Cut, centre_cut, decode, random_cut
+from fastprune.data._pipeline import Batch, Feed, InputPipeline, Kind, Placement
+from fastprune.errors import DataError
+
+__all__ = ["open_pipeline"]
+
+_AS_IT_IS = Placement()
+_MISSING = (
+    "DALI is not installed: pip install 'fastprune[dali]' (CUDA 13, or no GPU), "
+    "'fastprune[dali-cuda120]' (CUDA 12) or 'fastprune[dali-cuda110]' (CUDA 11); or take "
+    "data.pipeline=torchvision"
+)
+_MOST_THREADS = 8
+
+
+def open_pipeline(feed: Feed) -> InputPipeline:
+    """The DALI pipeline of image files.
+
+    Raises:
+        DataError: the images are in memory already, or DALI is missing or does not load.
+    """
+    if not isinstance(feed.source, Files):
+        raise DataError(
+            "data.pipeline: dali decodes image files, and these images are in memory; "
+            "take data.pipeline=device"
+        )
+    try:
+        import nvidia.dali  # noqa: F401
+    except ImportError as error:
+        # Any other name is a module that DALI itself misses.
+        if error.name in ("nvidia", "nvidia.dali"):
+            raise DataError(f"data.pipeline: {_MISSING}") from error
+        raise DataError(f"data.pipeline: DALI does not load: {error}") from error
+    return _DaliPipeline(feed, feed.source)
+
+
+class _DaliPipeline(Batches):
+    """Image files through DALI. Threads and memory belong to an epoch and end with it."""
+
+    kind: Kind = "dali"
+
+    def __init__(self, feed: Feed, source: Files) -> None:
+        super().__init__(feed)
+        transform = feed.transform
+        if not isinstance(transform, ResizedCrop):
+            raise ValueError(f"expected ResizedCrop for image files, got {transform}")
+        if transform.resize < transform.size:
+            raise ValueError(
+                f"expected a resize of at least the size, {transform.size}, got {transform.resize}"
+            )
+        self._source = source
+        self._transform = transform
+        # What decoding found out, and what the epochs so far have met: reasons by path.
+        self._undecodable: dict[str, str] = {}
+        self._left_out: dict[str, str] = {}
+        self._running: weakref.ref[Generator[Batch]] | None = None
+
+    @property
+    def bad_images(self) -> tuple[str, ...]:
+        return tuple(self._left_out)
+
+    def epoch(
+        self, epoch: int, start: int = 0, *, placement: Placement = _AS_IT_IS
+    ) -> Iterator[Batch]:
+        self.close()
+        running = self._epoch(epoch, start, placement)
+        # Weak, so that an epoch which is abandoned ends when its iterator is dropped.
+        self._running = weakref.ref(running)
+        return running
+
+    def close(self) -> None:
+        running = None if self._running is None else self._running()
+        if running is not None:
+            running.close()
+        self._running = None
+
+    def _epoch(self, epoch: int, start: int, placement: Placement) -> Generator[Batch]:
+        while start < self.batches:
+            made = decoded(
+                self._wanted(epoch, start),
+                size=self._transform.size,
+                most=min(self.batch_size, self.images),
+                device=placement.device,
+                threads=_threads(self._feed.workers),
+                known_bad=self._undecodable,
+            )
+            try:
+                for pixels, fed in made:
+                    self._leave_out(fed)
+                    start += 1
+                    yield self._placed(pixels, fed, placement)
+            except DecodingFailed as error:
+                # A new graph goes on from this batch, without the files that cannot be read.
+                self._find_undecodable(error)
+
+    def _wanted(self, epoch: int, start: int) -> Iterator[list[Wanted]]:
+        paths, labels = self._source.paths, self._source.labels
+        for chunk in self.chunks(epoch, start):
+            yield [
+                Wanted(paths[i], int(labels[i]), partial(self._cut, epoch, int(i))) for i in chunk
+            ]
+
+    def _cut(self, epoch: int, index: int, height: int, width: int) -> Cut:
+        if not self._feed.augment:
+            return centre_cut(height, width, self._transform)
+        generator = image_generator(self._feed.seed, epoch, index)
+        return random_cut(height, width, self._transform, generator)
+
+    def _placed(self, pixels: torch.Tensor, fed: Fed, placement: Placement) -> Batch:
+        labels = torch.tensor(fed.labels, dtype=torch.int64)
+        if placement.device.type == "cuda":
+            labels = labels.pin_memory()
+        return placement.of((normalized(pixels, self._feed), labels))
+
+    def _leave_out(self, fed: Fed) -> None:
+        """Notes a batch's unreadable files.
+
+        Raises:
+            DataError: they are too many, or the whole batch.
+        """
+        self._left_out |= {bad.path: bad.reason for bad in fed.bad}
+        limit = self._feed.max_bad_images
+        if len(self._left_out) <= limit and fed.images:
+            return
+        if limit == 0:
+            raise DataError(f"{fed.bad[0].path}: not a readable image: {fed.bad[0].reason}")
+        if len(self._left_out) > limit:
+            what = f"{len(self._left_out)} files, and data.max_bad_images is {limit}"
+        else:
+            what = f"all {len(fed.bad)} files of a batch"
+        named = "; ".join(f"{path}: {why}" for path, why in self._left_out.items())
+        raise DataError(f"not readable images: {what}: {named}")
+
+    def _find_undecodable(self, error: DecodingFailed) -> None:
+        """Notes which of the files that DALI failed on cannot be read at all.
+
+        Raises:
+            DataError: all of them can, by PIL.
+        """
+        found = [bad for image in error.images if (bad := decode(image.path)) is not None]
+        if not found:
+            raise DataError(
+                f"data.pipeline: DALI fails ({error}) on a batch that PIL reads, the one with "
+                f"{error.images[0].path}; take data.pipeline=torchvision"
+            ) from error
+        self._undecodable |= {bad.path: bad.reason for bad in found}
+
+
+def normalized(pixels: torch.Tensor, feed: Feed) -> torch.Tensor:
+    """uint8 ``[N, C, H, W]`` -> float32 on its device, (pixel / 255 - mean) / std."""
+    mean, std = (
+        torch.tensor(values).view(-1, 1, 1).mul_(255).to(pixels.device)
+        for values in (feed.mean, feed.std)
+    )
+    return pixels.to(torch.float32).sub_(mean).div_(std)
+
+
+def _threads(asked: int | None) -> int:
+    """Threads that decode: as many as asked for, at least one; else one a core, within reason."""
+    if asked is not None:
+        return max(1, asked)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, _MOST_THREADS)
