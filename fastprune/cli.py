@@ -345,14 +345,40 @@ def config(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="CONFIG",
+            help="Measure every input pipeline on the dataset of a YAML file instead.",
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]…", help="With --data, for instance data.root=DIR."),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
     """Say what this installation can do, and why not the rest."""
-    from fastprune.doctor import lines, report
+    if data is None:
+        from fastprune.doctor import lines, report
 
-    if as_json:
-        _print_json(report())
+        if overrides:
+            raise ConfigError(f"{overrides[0]}: only --data CONFIG takes overrides")
+        found = report()
+        said = lines(found)
     else:
-        print("\n".join(lines()))
+        from fastprune.config import load_config
+        from fastprune.run.speeds import speed_lines, speed_report
+
+        found = speed_report(load_config(data, overrides or ()), quiet=quiet)
+        said = speed_lines(found)
+    if as_json:
+        _print_json(found)
+    else:
+        print("\n".join(said))
 
 
 @app.callback(invoke_without_command=True)

@@ -359,3 +359,19 @@ def test_control_c_says_how_to_go_on(config: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert err.splitlines()[-1] == "fastprune: interrupted; the same command goes on from here"
     assert "Traceback" not in err
+
+
+def test_doctor_measures_pipelines(tmp_path: Path) -> None:
+    config = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+    found = answer("doctor", "--data", config, "data.train_limit=64", "data.test_limit=64")
+
+    assert found["dataset"] == "digits"
+    assert found["parts"]["train"]["auto"] == "device"
+    assert {s["kind"] for s in found["parts"]["test"]["speeds"]} == {
+        "device",
+        "dali",
+        "torchvision",
+    }
+    code, _, err = call("doctor", "data.train_limit=64")
+    assert code == 2
+    assert "only --data CONFIG takes overrides" in err

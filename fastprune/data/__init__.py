@@ -23,6 +23,7 @@ from fastprune.data._pipeline import (
     Placement,
     Splits,
 )
+from fastprune.data._speed import PartSpeeds, Speed, measure_pipelines
 from fastprune.data._splits import load, load_test
 
 __all__ = [
@@ -39,14 +40,17 @@ __all__ = [
     "Listing",
     "Normalization",
     "PadCrop",
+    "PartSpeeds",
     "Placement",
     "ResizedCrop",
     "Source",
+    "Speed",
     "Splits",
     "Transform",
     "choice",
     "load",
     "load_test",
+    "measure_pipelines",
     "open_pipeline",
     "registry",
 ]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -188,10 +189,11 @@ def test_auto_says_what_it_takes_and_why() -> None:
     assert choice(files).kind == "torchvision"
 
 
-def test_image_files_are_refused_with_the_reason() -> None:
-    source = Files(("a.jpg",), np.zeros(1, np.int64))
+def test_image_files_for_training_are_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    source = Files((str(tmp_path / "a.jpg"),), np.zeros(1, np.int64))
     given = feed(source=source, indices=np.zeros(1, np.int64), transform=ResizedCrop(8, 9))
-    with pytest.raises(DataError, match=r"data\.pipeline: got device, which needs images in mem"):
+    with pytest.raises(DataError, match="device cannot feed these images: its images are altered"):
         open_pipeline(given, "device")
 
 
