@@ -137,8 +137,8 @@ def bench_cifar_gpu(
 ) -> None:
     """Whole epochs by the wall clock, the host's work included: a million images a second or more.
 
-    The gate is a fraction of what a copy moves, measured in the same run: the million where that is
-    4.3 TB/s.
+    The gate is a fraction of what a copy moves, measured in the same run: the million where that
+    is 4.3 TB/s.
     """
     pipeline = open_pipeline(feed(source), "device")
     placement = Placement(gpu, dtype, channels_last=True)
