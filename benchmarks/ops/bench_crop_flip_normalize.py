@@ -60,14 +60,24 @@ class Set:
         return x.to(dtype).contiguous(memory_format=form)
 
 
+@pytest.fixture(scope="module")
+def on_cpu() -> Set:
+    return Set("cpu")
+
+
 @pytest.mark.benchmark(timer=time.process_time)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("rival", ["plain", "fill"])
 def bench_cifar(
-    benchmark: Any, gate: Callable[..., None], rival: str, dtype: str, layout: str
+    benchmark: Any,
+    gate: Callable[..., None],
+    on_cpu: Set,
+    rival: str,
+    dtype: str,
+    layout: str,
 ) -> None:
-    images, last = Set("cpu"), layout == "channels_last"
+    images, last = on_cpu, layout == "channels_last"
     batches = [images.batch() for _ in range(40)]
     out = images.ours(batches[0], DTYPES[dtype], last)
     assert torch.equal(out, images.plain(batches[0], DTYPES[dtype], last))
