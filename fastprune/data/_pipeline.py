@@ -190,8 +190,10 @@ def open_pipeline(feed: Feed, kind: Kind = "auto") -> InputPipeline:
         DataError: that kind does not feed such images here; the message says why.
     """
     # Imported here, so that an option or a protocol can be named without loading torchvision.
-    from fastprune.data import _dali, _torchvision
-
     if kind == "dali":
+        from fastprune.data import _dali
+
         return _dali.open_pipeline(feed)
+    from fastprune.data import _torchvision
+
     return _torchvision.open_pipeline(feed)
