@@ -22,16 +22,16 @@ MEND_TORCHVISION = "pip install --force-reinstall torch torchvision"
 
 REQUIRED = ("torch", "torchvision", "numpy", "scipy", "numba", "pydantic", "safetensors")
 
-# Shown name -> (distributions that bring it, the extra of fastprune that installs it).
-OPTIONAL: dict[str, tuple[tuple[str, ...], str]] = {
-    "timm": (("timm",), "timm"),
-    "onnx": (("onnx",), "onnx"),
-    "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), "onnx"),
+# Shown name -> (distributions that bring it, the extras of fastprune that install it).
+OPTIONAL: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "timm": (("timm",), ("timm",)),
+    "onnx": (("onnx",), ("onnx",)),
+    "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), ("onnx",)),
     "DALI": (
         ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110"),
-        "dali",
+        ("dali", "dali-cuda120", "dali-cuda110"),
     ),
-    "torch-pruning": (("torch-pruning",), "rivals"),
+    "torch-pruning": (("torch-pruning",), ("rivals",)),
 }
 
 # Variables that change what the other lines say.
@@ -121,7 +121,12 @@ def lines(found: Mapping[str, Any] | None = None) -> list[str]:
         for device, ways in devices.items()
     ]
     for name, package in found["optional"].items():
-        rows.append((name, package["version"] or f"not installed; {package['install']}"))
+        said = f"not installed; {package['install']}"
+        if package["version"]:
+            said = package["version"]
+            # Which of several wheels it is says which CUDA it is for.
+            said += f" of {package['distribution']}" if package["distribution"] != name else ""
+        rows.append((name, said))
     rows += list(found["environment"].items())
     wide = max(len(name) for name, _ in rows)
     text = [f"{name:<{wide}}  {said}" for name, said in rows]
@@ -149,20 +154,20 @@ def _package(name: str) -> dict[str, Any]:
     return {"version": _version(name), "problem": problem}
 
 
-def _version(*distributions: str) -> str | None:
-    for name in distributions:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return None
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
-def _optional(distributions: tuple[str, ...], extra: str) -> dict[str, Any]:
+def _optional(distributions: tuple[str, ...], extras: tuple[str, ...]) -> dict[str, Any]:
+    found = next((name for name in distributions if _version(name)), None)
     return {
-        "version": _version(*distributions),
-        "extra": extra,
-        "install": f"pip install 'fastprune[{extra}]'",
+        "version": None if found is None else _version(found),
+        "distribution": found,
+        "extras": list(extras),
+        "install": "pip install " + " or ".join(f"'fastprune[{extra}]'" for extra in extras),
     }
 
 

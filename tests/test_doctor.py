@@ -73,12 +73,35 @@ def test_a_missing_extension_has_its_reason(
 def test_optional_packages_name_the_extra_that_installs_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(doctor.OPTIONAL, "absent", (("no-such-distribution",), "timm"))
+    monkeypatch.setitem(doctor.OPTIONAL, "absent", (("no-such-distribution",), ("timm",)))
 
     found = doctor.report()
 
     assert found["optional"]["absent"]["version"] is None
+    assert found["optional"]["absent"]["distribution"] is None
     assert any("pip install 'fastprune[timm]'" in line for line in doctor.lines(found))
+
+
+@pytest.mark.parametrize("cuda", ["cuda130", "cuda120", "cuda110"])
+def test_each_wheel_of_dali_is_found(cuda: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == f"nvidia-dali-{cuda}":
+            return "1.2.3"
+        raise doctor.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "version", version)
+    assert any(
+        " ".join(line.split()) == f"DALI 1.2.3 of nvidia-dali-{cuda}" for line in doctor.lines()
+    )
+
+
+def test_without_dali_all_its_extras_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise doctor.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "version", version)
+    (line,) = (line for line in doctor.lines() if line.startswith("DALI "))
+    assert "'fastprune[dali]' or 'fastprune[dali-cuda120]' or 'fastprune[dali-cuda110]'" in line
 
 
 def test_own_environment_variables_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from _interleave import compare
 from PIL import Image
 
 from fastprune.data import Feed, Files, ResizedCrop
-from fastprune.data._pipeline import open_pipeline
+from fastprune.data._choice import open_pipeline
 
 IMAGES, BATCH, CORES = 512, 64, 2
 

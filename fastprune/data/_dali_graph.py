@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from fastprune.data._encoded import CutOf, Encoded, Unreadable, read
+from fastprune.errors import DataError
 
 __all__ = ["DecodingFailed", "Fed", "Wanted", "decoded"]
 
@@ -83,6 +84,7 @@ def decoded(
         of which no file could be read has n = 0 and is the last.
 
     Raises:
+        DataError: DALI cannot use the device.
         DecodingFailed: DALI gave up.
     """
     whole = whole or device.type == "cuda"
@@ -90,6 +92,8 @@ def decoded(
     try:
         source = _Source(wanted, pool, threads, known_bad, whole)
         pipe = _graph(source, size, most, device, threads, whole)
+        # One for the epoch: torch keeps the memory of every stream apart.
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         with _failures(source):
             pipe.schedule_run()
         while True:
@@ -99,7 +103,7 @@ def decoded(
             except StopIteration:
                 break
             if whole:
-                pixels = _copied(outputs, size, device)
+                pixels = _copied(outputs, size, device, stream)
             else:
                 pixels = _resized(outputs, source.fed[0].images, size, pool, threads)
             # DALI has its memory back, and works on, before the batch is used.
@@ -215,7 +219,7 @@ def _graph(
     pipe = Pipeline(
         batch_size=most,
         num_threads=threads,
-        device_id=device.index or 0 if device.type == "cuda" else None,
+        device_id=_device_id(device),
         prefetch_queue_depth=_DECODED_AHEAD,
     )
     columns = [(types.UINT8, 1), (types.INT32, 1), (types.INT32, 1), (types.INT32, 0)]
@@ -237,8 +241,18 @@ def _graph(
             )
             images = fn.slice(images, start=start, shape=[size, size], axis_names="HW")
         pipe.set_outputs(images)
-    pipe.build()
+    try:
+        pipe.build()
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"data.pipeline: DALI does not start on {device}: {reason}") from error
     return pipe
+
+
+def _device_id(device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def _resized(
@@ -264,19 +278,21 @@ def _resized(
     return batch
 
 
-def _copied(outputs: Any, size: int, device: torch.device) -> torch.Tensor:
+def _copied(
+    outputs: Any, size: int, device: torch.device, stream: torch.cuda.Stream | None
+) -> torch.Tensor:
     """Finished images of DALI's memory -> ``[n, 3, size, size]`` of torch's."""
     from nvidia.dali.plugin.pytorch import feed_ndarray
 
     shape = (len(outputs), size, size, 3)
-    if device.type != "cuda":
+    if stream is None:
         pixels = torch.empty(shape, dtype=torch.uint8)
         feed_ndarray(outputs.as_tensor(), pixels)
         return pixels.permute(0, 3, 1, 2)
-    # The copy is waited for on a stream of its own, and so not on the network's work.
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         pixels = torch.empty(shape, dtype=torch.uint8, device=device)
         feed_ndarray(outputs.as_tensor(), pixels, cuda_stream=stream)
+    # The copy alone is waited for, not the network's work on its own stream.
+    stream.synchronize()
     pixels.record_stream(torch.cuda.current_stream(device))
     return pixels.permute(0, 3, 1, 2)
