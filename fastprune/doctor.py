@@ -177,22 +177,14 @@ def _cpu() -> dict[str, Any]:
     known |= {"capability": problem, "bf16": []}
     if torch is None:
         return known
+    # Needs packages that may be broken, as all of training does.
+    device, _ = _import("fastprune.training._device")
     return {
         **known,
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "bf16": _bf16(torch),
+        "bf16": [] if device is None else device.bf16_instructions(),
     }
-
-
-def _bf16(torch: ModuleType) -> list[str]:
-    """Names of the instructions that multiply bfloat16; with none bf16 is emulated, slowly."""
-    if hasattr(torch.cpu, "get_capabilities"):
-        has = torch.cpu.get_capabilities()
-        return [name for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16") if has.get(name)]
-    # Older torch tells the two of x86 alone, the first by its tiles.
-    told = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
-    return [name for name, ask in told.items() if getattr(torch.cpu, ask, lambda: False)()]
 
 
 def _cuda(extension: Mapping[str, Any]) -> dict[str, Any]:

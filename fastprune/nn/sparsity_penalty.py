@@ -45,14 +45,27 @@ class SparsityPenalty:
     Args:
         model: its batch norms with scales are penalised; frozen ones are left alone.
         strength: s; or s by batch norm: a mapping of names or patterns (``"layer3.*"``), the first
-            that matches counts, and a batch norm that none matches is left alone.
+            that matches counts, and a batch norm that none matches is left alone; or s as a 0-dim
+            float32 tensor where the scales are, not negative, which is read on the device at
+            every call, so that it may be changed in place between the replays of a CUDA graph.
 
     Raises:
         FastpruneError: there is no such batch norm, or a pattern matches none.
-        ValueError: a strength is negative or no number.
+        ValueError: a strength is negative or no number, or a tensor is not as above.
     """
 
-    def __init__(self, model: nn.Module, strength: float | Mapping[str, float]) -> None:
+    capturable = True
+    """All is done on the device, so its calls may be a part of a CUDA graph."""
+
+    def __init__(self, model: nn.Module, strength: float | Mapping[str, float] | Tensor) -> None:
+        self._factor = strength if isinstance(strength, Tensor) else None
+        if isinstance(strength, Tensor):
+            if strength.shape != () or strength.dtype != torch.float32:
+                raise ValueError(
+                    f"strength: expected a 0-dim float32 tensor, got {list(strength.shape)} of "
+                    f"{strength.dtype}"
+                )
+            strength = 1.0
         by_pattern = strength if isinstance(strength, Mapping) else {"*": strength}
         for pattern, value in by_pattern.items():
             if not 0 <= value < float("inf"):
@@ -88,7 +101,7 @@ class SparsityPenalty:
         self._norms = tuple(norms[name] for name in strengths)
         self._tensors: dict[tuple[torch.device, float | tuple[float, ...]], Tensor] = {}
         self.strengths = strengths
-        """s of each penalised batch norm, by name."""
+        """s of each penalised batch norm, by name; 1, times the tensor, where s is a tensor."""
         # One number is cheaper to hand over than one a layer.
         different = set(strengths.values())
         self._uniform = different.pop() if len(different) == 1 else None
@@ -105,19 +118,28 @@ class SparsityPenalty:
             scale = scaler.scale(torch.ones((), device=self._norms[0].weight.device))
         self._add(scale)
 
-    def proximal(self, learning_rate: float) -> None:
+    def proximal(self, learning_rate: float | Tensor) -> None:
         """The other way to train by the penalty, after ``optimizer.step()`` and instead of the
         call before it: each γ moves towards zero by learning rate · s and not beyond, which makes
         exact zeros.
+
+        Args:
+            learning_rate: a float32 tensor of one number, where the scales are, is read on the
+                device, so that a captured CUDA graph takes its present value.
         """
         trained = [
-            (norm.weight, learning_rate * strength)
+            (norm.weight, strength)
             for norm, strength in zip(self._norms, self.strengths.values(), strict=True)
             if norm.weight.requires_grad
         ]
-        if trained:
-            scales, thresholds = zip(*trained, strict=True)
-            gamma_proximal_(scales, thresholds)
+        if not trained:
+            return
+        scales, strengths = zip(*trained, strict=True)
+        factor = learning_rate if self._factor is None else self._factor * learning_rate
+        if isinstance(factor, Tensor):
+            gamma_proximal_(scales, self._on(factor.device, list(strengths)) * factor)
+        else:
+            gamma_proximal_(scales, [learning_rate * strength for strength in strengths])
 
     @torch.no_grad()
     def value(self) -> Tensor:
@@ -126,7 +148,7 @@ class SparsityPenalty:
         for strength in sorted(set(self.strengths.values())):
             of_strength = zip(self._norms, self.strengths.values(), strict=True)
             total += strength * gamma_penalty([n.weight for n, s in of_strength if s == strength])
-        return total
+        return total if self._factor is None else total * self._factor
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Adds the penalty at the start of every ``optimizer.step()``, when the gradients are
@@ -173,6 +195,8 @@ class SparsityPenalty:
         if not scales:
             return
         strengths = each if self._uniform is None else self._uniform
+        if self._factor is not None:
+            scale = self._factor if scale is None else self._factor * scale
         if scale is not None:
             gamma_subgradient_(scales, gradients, self._on(scale.device, strengths) * scale)
         else:

@@ -11,7 +11,13 @@ from torch import nn
 from fastprune.errors import TrainingError
 from fastprune.training.options import Precision
 
-__all__ = ["autocast", "kept_modes", "precision_of"]
+__all__ = ["autocast", "bf16_instructions", "kept_modes", "name_of", "precision_of"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_FAST_ON_CPU = {"amx_bf16", "avx512_bf16"}
+"""With the second, ResNet-20 and -56, VGG-16 and DenseNet-40 train 1.7 to 1.9 times as fast in
+bf16 as in fp32. Those of other processors were not measured."""
 
 
 def precision_of(precision: Precision, device: torch.device) -> torch.dtype:
@@ -21,13 +27,31 @@ def precision_of(precision: Precision, device: torch.device) -> torch.dtype:
         TrainingError: fp16 away from a GPU.
     """
     if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = device.type == "cpu" and not _FAST_ON_CPU.isdisjoint(bf16_instructions())
         return torch.bfloat16 if fast else torch.float32
     if precision == "fp16" and device.type != "cuda":
         raise TrainingError(
             f"precision: fp16 needs a GPU, but the device is {device}; use auto, fp32 or bf16"
         )
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return _DTYPES[precision]
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """The precision that gives a number format."""
+    return next(name for name, known in _DTYPES.items() if known == dtype)
+
+
+def bf16_instructions() -> list[str]:
+    """Names of the CPU's instructions that multiply bfloat16; with none it is emulated, slowly."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        has = torch.cpu.get_capabilities()
+        return [name for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16") if has.get(name)]
+    # Older torch tells the two of x86 alone, the first by its tiles.
+    told = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
+    return [name for name, ask in told.items() if getattr(torch.cpu, ask, lambda: False)()]
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:

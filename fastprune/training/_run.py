@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +11,9 @@ from torch import nn
 
 from fastprune.data import InputPipeline, Splits
 from fastprune.files import digest_of
+from fastprune.training._device import name_of
 from fastprune.training._guard import LossGuard, check_weights
+from fastprune.training._pace import Pace
 from fastprune.training._step import TrainingStep
 from fastprune.training._store import State, Store
 from fastprune.training.evaluate import evaluate
@@ -42,14 +44,15 @@ class Run:
         store: Store,
         device: torch.device,
         name: str,
+        say: Callable[[str], None],
     ) -> None:
+        self._say = say
         self._model, self._step, self._options, self._splits = model, step, options, splits
         self._store, self._device, self._name = store, device, name
         self._guard = LossGuard(device, name)
         self._totals = Totals(device)
         self._best: dict[str, torch.Tensor] | None = None
-        self._seconds = 0.0
-        self._begun = time.perf_counter()
+        self._pace = Pace()
         self._kept = "no checkpoint was written yet"
         self.epoch = self.batch = 0
         self.history: list[EpochRecord] = []
@@ -68,6 +71,11 @@ class Run:
             self.history, self._options.early_stop
         )
 
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """What is left of the epoch."""
+        placement = self._step.placement
+        return self._pace.of(self._splits.train.epoch(self.epoch, self.batch, placement=placement))
+
     def learning_rate(self) -> float:
         """The learning rate of the step under way."""
         return self._rate_at(self.batch)
@@ -79,11 +87,10 @@ class Run:
         images = _images_between(pipeline, first, first + accumulate)
         return _images_between(pipeline, self.batch, self.batch + 1) / images
 
-    def step_complete(self) -> bool:
-        """Whether the last batch noted was its step's last."""
-        return (
-            self.batch % self._options.accumulate == 0 or self.batch == self._splits.train.batches
-        )
+    def ends_step(self) -> bool:
+        """Whether the next batch is its step's last."""
+        after = self.batch + 1
+        return after % self._options.accumulate == 0 or after == self._splits.train.batches
 
     def note(
         self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, rate: float
@@ -96,13 +103,16 @@ class Run:
         seen = self._guard.watch(loss, self.epoch, self.batch, rate, self._kept)
         self._totals.add(logits, labels, loss)
         self.batch += 1
-        return {} if seen is None else {"epoch": self.epoch + 1, "loss": seen}
+        self._pace.images += len(labels)
+        if seen is None:
+            return {}
+        return {"epoch": self.epoch + 1, "loss": seen, **self._pace.figures()}
 
     def close_epoch(self) -> dict[str, float]:
         """Reads the epoch's figures, validates, and turns to the next; gives figures to show."""
         self._guard.check(self._kept)
         train = self._totals.read()
-        seconds = self._elapsed()
+        seconds, figures = self._pace.seconds, self._pace.figures()
         validation = self._validate()
         record = EpochRecord(
             epoch=self.epoch + 1,
@@ -113,7 +123,11 @@ class Run:
             validation_top5=validation.top5 if validation else None,
             learning_rate=self._rate_at(self.batch - 1),
             seconds=round(seconds, 3),
-            images_per_second=round(train.images / seconds, 1),
+            images_per_second=round(figures["images_per_second"], 1),
+            data_wait=round(figures["data_wait"], 4),
+            precision=name_of(self._step.dtype),
+            step=self._step.kind,
+            step_reason=self._step.reason,
         )
         self.history.append(record)
         self._store.append_metrics(asdict(record))
@@ -121,7 +135,7 @@ class Run:
             self._best = {k: t.clone() for k, t in self._model.state_dict().items()}
         self.epoch, self.batch = self.epoch + 1, 0
         self._totals = Totals(self._device)
-        self._seconds, self._begun = 0.0, time.perf_counter()
+        self._pace = Pace()
         self.checkpoint_if_due(epoch_closed=True)
         shown = {"top1": train.top1}
         return {**shown, "validation_top1": validation.top1} if validation else shown
@@ -136,7 +150,6 @@ class Run:
             return
         self._guard.check(self._kept)
         check_weights(self._model, self._name, self._kept)
-        self._seconds, self._begun = self._elapsed(), time.perf_counter()
         self._store.save(self._state())
         self._kept = (
             f"the checkpoint of epoch {self.epoch + 1} after {self.batch} batches is kept in "
@@ -150,14 +163,19 @@ class Run:
             self._step.load_state_dict(state["step"])
             self._totals.load_state_dict(state["totals"])
             self._best = state["best"]
-            self._seconds = state["seconds"]
+            self._pace.load_state_dict(state["pace"])
             self.epoch, self.batch = state["epoch"], state["batch"]
             self.history = [EpochRecord(**record) for record in state["history"]]
             torch.set_rng_state(state["rng"].cpu())
             if state["cuda_rng"] is not None:
                 torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self._device)
             self._kept = f"the checkpoint in {self._store.directory} is kept"
-        self._begun = time.perf_counter()
+            before, now = state["precision"], name_of(self._step.dtype)
+            if before != now:
+                self._say(
+                    f"precision: auto is {now} here, and the checkpoint was trained in {before}; "
+                    f"going on in {now}. precision={before} would go on as it began"
+                )
         self._store.rewrite_metrics([asdict(record) for record in self.history])
 
     def finish(self) -> FitResult:
@@ -205,12 +223,11 @@ class Run:
             device=self._device,
             precision=self._options.precision,
             channels_last=self._options.channels_last,
+            compile=self._options.compile,
+            # Validation images may be too few for a graph where training images are not.
+            capture="auto" if self._options.capture else False,
             name=f"{self._name}, validation",
         )
-
-    def _elapsed(self) -> float:
-        """Seconds of training of this epoch so far, those before an interruption too."""
-        return self._seconds + time.perf_counter() - self._begun
 
     def _state(self) -> State:
         cuda = self._device.type == "cuda"
@@ -218,7 +235,8 @@ class Run:
             "step": self._step.state_dict(),
             "totals": self._totals.state_dict(),
             "best": self._best,
-            "seconds": self._seconds,
+            "pace": self._pace.state_dict(),
+            "precision": name_of(self._step.dtype),
             "epoch": self.epoch,
             "batch": self.batch,
             "history": [asdict(record) for record in self.history],
@@ -227,13 +245,17 @@ class Run:
         }
 
 
+_HARMLESS = {"checkpoint_every", "compile", "capture"}
+"""Options that may change when a training goes on: they choose among equal ways of computing."""
+
+
 def identity_of(
     model: nn.Module, splits: Splits, options: TrainingOptions, seed: int, taught: bool
 ) -> str:
     """A digest of what a training follows from, but for the numbers in tensors."""
     train, validation = splits.train, splits.validation
     facts: dict[str, Any] = {
-        "options": options.model_dump(mode="json", exclude={"checkpoint_every"}),
+        "options": options.model_dump(mode="json", exclude=_HARMLESS),
         "seed": seed,
         "taught": taught,
         "train": [train.images, train.batch_size],

@@ -1,28 +1,43 @@
-"""One optimizer step: forward and backward of its batches, then the update."""
+"""One optimizer step: forward and backward of its batches, then the update.
+
+It is run in one of three ways. Eager: operation by operation. Compiled: forward and loss as one
+function of torch.compile. Captured: all of it, the update too, as one CUDA graph.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from fastprune.data import Placement
+from fastprune.data import InputPipeline, Placement
+from fastprune.errors import TrainingError
+from fastprune.training._capture import Captured, CudaGraphs, capture_refusal
+from fastprune.training._compile import Compiled
 from fastprune.training._device import autocast, precision_of
 from fastprune.training.distill import distillation_loss
 from fastprune.training.evaluate import check_classes
 from fastprune.training.options import TrainingOptions
 
-__all__ = ["AfterBackward", "AfterStep", "TrainingStep"]
+__all__ = ["AfterBackward", "AfterStep", "StepKind", "TrainingStep"]
 
 AfterBackward = Callable[[], object]
-"""Called once a step with gradients complete: unscaled, accumulated, not yet clipped."""
+"""Called once a step with gradients complete: unscaled, accumulated, not yet clipped.
 
-AfterStep = Callable[[float], object]
-"""Called once a step with the learning rate just used."""
+One with an attribute ``capturable`` that is true, or of an object with such an attribute, says
+that all it does is done on the device, the same at every step, and may become a part of a CUDA
+graph: it is then not called at every step any more.
+"""
+
+AfterStep = Callable[[Any], object]
+"""Called once a step with the learning rate just used, a float; one that is capturable, as above,
+may be given it as a tensor, 0-dim float32 on the device, whose value changes from step to step."""
+
+StepKind = Literal["eager", "compiled", "captured"]
 
 
 class TrainingStep:
@@ -34,11 +49,16 @@ class TrainingStep:
         device: where to compute.
         teacher: the network to learn from, where the recipe says so; a copy is used.
         hooks: see `AfterBackward` and `AfterStep`.
+        pipeline: of the training images.
         name: of the training, for messages.
-        highest_label: of the training images.
+        say: told in one line of what was asked for and cannot be done here.
 
     Attributes:
         placement: how the network wants its images.
+        dtype: what it computes in.
+
+    Raises:
+        TrainingError: capturing was asked for, and is not possible.
     """
 
     def __init__(
@@ -48,18 +68,20 @@ class TrainingStep:
         device: torch.device,
         teacher: nn.Module | None,
         hooks: tuple[AfterBackward | None, AfterStep | None],
+        *,
+        pipeline: InputPipeline,
         name: str,
-        highest_label: int,
+        say: Callable[[str], None],
     ) -> None:
         model.to(device)
         if options.channels_last:
             model.to(memory_format=torch.channels_last)
         self._model, self._options, self._device, self._name = model, options, device, name
-        self._dtype = precision_of(options.precision, device)
-        self._highest_label = highest_label
+        self.dtype = precision_of(options.precision, device)
+        self._highest_label = pipeline.highest_label
         # Images in float32 also under autocast: networks may compute on them before a convolution.
         self.placement = Placement(device, channels_last=options.channels_last)
-        self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype == torch.float16)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self._weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.optimizer = make_optimizer(model, options)
         self._teacher = None
@@ -69,28 +91,88 @@ class TrainingStep:
             if options.channels_last:
                 self._teacher.to(memory_format=torch.channels_last)
         self._after_backward, self._after_step = hooks
+        self._compiled: Compiled | None = None
+        if options.compile:
+            self._compiled = Compiled(self._forward, images=pipeline.batch_size, say=say)
+        self._captured: Captured | None = None
+        # Graphs read it, so it stays where it is.
+        self._rate = torch.zeros((), device=device)
+        self._uncaptured = self._capture_refusal(pipeline)
+        if self._uncaptured is None:
+            self._captured = Captured(
+                self._whole,
+                images=pipeline.batch_size,
+                graphs=CudaGraphs(device),
+                asked=options.capture is True,
+                name=name,
+            )
+        elif options.capture is True:
+            raise TrainingError(f"{name}.capture: {self._uncaptured}; use auto or false")
 
-    def backward(
-        self, batch: tuple[torch.Tensor, torch.Tensor], share: float
+    @property
+    def kind(self) -> StepKind:
+        """How batches are run; a captured step's first batches, and its smaller ones, are not."""
+        if self._captured is not None and self._captured.refusal is None:
+            return "captured"
+        if self._compiled is not None and self._compiled.refusal is None:
+            return "compiled"
+        return "eager"
+
+    @property
+    def reason(self) -> str:
+        """Why they are run so, or why in no faster way."""
+        if self.kind == "captured":
+            return "small batches on a GPU, whose kernels take less time than their launches"
+        if self._compiled is not None:
+            return self._compiled.refusal or self._compiled.parts or "asked for"
+        why = self._uncaptured if self._captured is None else self._captured.refusal
+        return f"not captured: {why}"
+
+    def run(
+        self, batch: tuple[torch.Tensor, torch.Tensor], share: float, rate: float, *, last: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Adds a batch's gradients.
+        """Adds a batch's gradients, and changes the weights where it is the last of its step.
 
         Args:
             batch: images and labels, as `placement` says.
             share: the batch's share of the images of this step.
+            rate: the learning rate.
+            last: whether the step ends with it.
 
         Returns:
             the batch's mean loss, detached; logits; labels.
         """
         x, y = batch
-        with autocast(self._dtype, self._device):
+        if self._captured is not None and self._captured.refusal is None:
+            self._rate.fill_(rate)
+            loss, logits = self._captured(x, y)
+            return loss, logits, y
+        loss, logits = self._backward(x, y, share)
+        if last:
+            self._update(rate)
+        return loss, logits, y
+
+    def _whole(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """A step of one batch, at the learning rate that lies on the device."""
+        loss, logits = self._backward(x, y, 1.0)
+        self._update(self._rate)
+        return loss, logits
+
+    def _backward(
+        self, x: torch.Tensor, y: torch.Tensor, share: float
+    ) -> tuple[torch.Tensor, ...]:
+        forward = self._forward if self._compiled is None else self._compiled
+        loss, logits = forward(x, y)
+        torch.autograd.backward(self._scaler.scale(loss if share == 1 else loss * share))
+        return loss.detach(), logits.detach()
+
+    def _forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with autocast(self.dtype, self._device):
             logits = self._model(x)
             check_classes(logits, len(y), self._highest_label, self._name)
-            loss = self._loss(x, logits, y)
-        torch.autograd.backward(self._scaler.scale(loss if share == 1 else loss * share))
-        return loss.detach(), logits.detach(), y
+            return self._loss(x, logits, y), logits
 
-    def update(self, learning_rate: float) -> None:
+    def _update(self, rate: float | torch.Tensor) -> None:
         """Changes the weights by the gradients added since the last update."""
         if self._scaler.is_enabled():
             self._scaler.unscale_(self.optimizer)
@@ -99,12 +181,32 @@ class TrainingStep:
         if self._options.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._weights, self._options.clip_grad_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = rate
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self._after_step is not None:
-            self._after_step(learning_rate)
+            self._after_step(rate)
+
+    def _capture_refusal(self, pipeline: InputPipeline) -> str | None:
+        """Why steps cannot be captured, or None."""
+        options = self._options
+        if options.capture is False:
+            return "capture: false"
+        if options.compile:
+            return "compile: true"
+        if (anywhere := capture_refusal(self._device, pipeline)) is not None:
+            return anywhere
+        if options.accumulate > 1:
+            return f"accumulate: a step is {options.accumulate} batches"
+        if self._scaler.is_enabled():
+            return "precision: fp16 scales its losses by what the host reads"
+        for hook in (self._after_backward, self._after_step):
+            if hook is not None and not _capturable(hook):
+                return f"{_name_of(hook)} is called at every step and does not say capturable"
+        if not self.optimizer.defaults["fused"]:
+            return "torch has no fused optimizer for weights of this device or dtype"
+        return None
 
     def _loss(self, x: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         smoothing, distill = self._options.label_smoothing, self._options.distill
@@ -123,9 +225,12 @@ class TrainingStep:
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimizer and scaler."""
+        optimizer = self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group["lr"] = float(group["lr"])
         return {
             "model": self._model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "scaler": self._scaler.state_dict(),
         }
 
@@ -134,6 +239,16 @@ class TrainingStep:
         self._model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
+        if self._captured is not None:
+            self._captured.forget()
+
+
+def _capturable(hook: Callable[..., object]) -> bool:
+    return bool(getattr(getattr(hook, "__self__", hook), "capturable", False))
+
+
+def _name_of(hook: Callable[..., object]) -> str:
+    return getattr(hook, "__qualname__", type(hook).__qualname__)
 
 
 def make_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.SGD:

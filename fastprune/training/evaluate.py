@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional
 
 from fastprune.data import InputPipeline, Placement
 from fastprune.errors import TrainingError
+from fastprune.training._capture import Captured, CudaGraphs, capture_refusal
+from fastprune.training._compile import Compiled
 from fastprune.training._device import autocast, kept_modes, precision_of
+from fastprune.training._pace import Pace
 from fastprune.training.metrics import Metrics, Totals
-from fastprune.training.options import Precision
+from fastprune.training.options import Capture, Precision
 from fastprune.training.progress import Progress, SilentProgress
 
 __all__ = ["evaluate"]
@@ -23,6 +28,8 @@ def evaluate(
     device: torch.device | str,
     precision: Precision = "fp32",
     channels_last: bool = False,
+    compile: bool = False,
+    capture: Capture = "auto",
     progress: Progress | None = None,
     name: str = "evaluate",
 ) -> Metrics:
@@ -36,17 +43,42 @@ def evaluate(
     """
     device = torch.device(device)
     dtype = precision_of(precision, device)
-    totals = Totals(device)
-    title = (progress or SilentProgress()).start(name, pipeline.batches, "batches")
-    with title as task, kept_modes(model), torch.no_grad(), autocast(dtype, device):
+    told = progress or SilentProgress()
+
+    def forward(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        # Inside, so that a graph holds the conversion of the weights too.
+        with autocast(dtype, device):
+            return (model(x),)
+
+    def say(message: str) -> None:
+        told.note(f"{name}: {message}")
+
+    run: Callable[..., tuple[torch.Tensor, ...]] = forward
+    if compile:
+        run = Compiled(forward, images=pipeline.batch_size, say=say)
+    refusal = capture_refusal(device, pipeline)
+    if capture is True and refusal is not None:
+        raise TrainingError(f"{name}.capture: {refusal}; use auto or false")
+    if capture and refusal is None and not compile:
+        run = Captured(
+            forward,
+            images=pipeline.batch_size,
+            graphs=CudaGraphs(device),
+            asked=capture is True,
+            name=name,
+        )
+    totals, pace = Totals(device), Pace()
+    title = told.start(name, pipeline.batches, "batches")
+    with title as task, kept_modes(model), torch.no_grad():
         model.eval()
         placement = Placement(device, channels_last=channels_last)
-        for x, y in pipeline.epoch(0, placement=placement):
-            logits = model(x)
+        for x, y in pace.of(pipeline.epoch(0, placement=placement)):
+            (logits,) = run(x)
             check_classes(logits, len(y), pipeline.highest_label, name)
             loss = functional.cross_entropy(logits.float(), y)
             totals.add(logits, y, loss)
-            task.advance(1)
+            pace.images += len(y)
+            task.advance(1, **pace.figures())
     if not totals.images:
         raise TrainingError(f"{name}: there are no images to evaluate on")
     return totals.read()

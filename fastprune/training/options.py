@@ -6,9 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, model_validator
 
-__all__ = ["DistillOptions", "EarlyStopOptions", "Precision", "TrainingOptions"]
+__all__ = ["Capture", "DistillOptions", "EarlyStopOptions", "Precision", "TrainingOptions"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+Capture = bool | Literal["auto"]
+"""Whether work becomes a CUDA graph; auto where it can, and where batches are small."""
 
 Milestone = (
     Annotated[StrictInt, Field(ge=1)]
@@ -69,8 +72,18 @@ class TrainingOptions(_Options):
     )
     precision: Precision = Field(
         default="auto",
-        description="Of the arithmetic: auto is bf16 on a GPU that has it and fp32 elsewhere; "
-        "fp16 needs a GPU.",
+        description="Of the arithmetic: auto is bf16 on a GPU that has it and on a CPU with "
+        "avx512_bf16 or amx_bf16, and fp32 elsewhere; fp16 needs a GPU.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Compile forward pass and loss by torch.compile, where that can be done: "
+        "a minute or more at the start for a deep network.",
+    )
+    capture: Capture = Field(
+        default="auto",
+        description="Run a whole step as one CUDA graph: auto does for small batches on a GPU, "
+        "where nothing speaks against it; true is an error where something does.",
     )
     channels_last: bool = Field(
         default=True, description="Images and weights in channels-last memory, which is faster."
@@ -108,6 +121,8 @@ class TrainingOptions(_Options):
     def _consistent(self) -> TrainingOptions:
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: needs momentum above 0")
+        if self.compile and self.capture is True:
+            raise ValueError("capture: true does not go with compile: true; choose one")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs: got {self.warmup_epochs:g}, but there are {self.epochs} epochs"

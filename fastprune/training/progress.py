@@ -188,7 +188,15 @@ class _BarTask:
 
 
 def _shown(figures: dict[str, float]) -> list[str]:
-    return [f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items()]
+    return [_shown_one(name, value) for name, value in figures.items()]
+
+
+def _shown_one(name: str, value: float) -> str:
+    if name == "images_per_second":
+        return f"{value:,.0f} images/s"
+    if name == "data_wait":
+        return f"data wait {value:.1%}"
+    return f"{name.replace('_', ' ')} {value:.4g}"
 
 
 def _duration(seconds: float) -> str:

@@ -25,6 +25,10 @@ class EpochRecord:
         learning_rate: of the epoch's last step.
         seconds: of training, without validation.
         images_per_second: trained on.
+        data_wait: share of these seconds, 0 to 1, in which the next batch was waited for.
+        precision: the number format of the arithmetic.
+        step: how batches were run: eager, compiled or captured.
+        step_reason: why so, or why in no faster way.
     """
 
     epoch: int
@@ -36,6 +40,10 @@ class EpochRecord:
     learning_rate: float
     seconds: float
     images_per_second: float
+    data_wait: float
+    precision: str
+    step: str
+    step_reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from fastprune.data import Splits
 from fastprune.errors import TrainingError
+from fastprune.training._capture import capture_refusal
 from fastprune.training._device import kept_modes, precision_of
 from fastprune.training._run import Run, identity_of
 from fastprune.training._step import AfterBackward, AfterStep, TrainingStep
@@ -65,23 +67,24 @@ def fit(
     _check(model, splits, options, device, teacher, name)
     identity = identity_of(model, splits, options, seed, teacher is not None)
     store = Store(directory, identity, options.checkpoint_every, progress, name)
+    say = partial(_say, progress, name)
     with _seeded(seed, device), kept_modes(model):
         hooks = (after_backward, after_step)
-        highest = splits.train.highest_label
-        step = TrainingStep(model, options, device, teacher, hooks, name, highest)
-        run = Run(model, step, options, splits, store, device, name)
+        step = TrainingStep(
+            model, options, device, teacher, hooks, pipeline=splits.train, name=name, say=say
+        )
+        run = Run(model, step, options, splits, store, device, name, say)
         if (stored := store.result(device)) is not None:
             return run.restore_result(stored)
         run.resume()
         with progress.start(name, run.total_batches, "batches", done=run.done_batches) as task:
             while not run.over():
                 model.train()
-                for batch in splits.train.epoch(run.epoch, run.batch, placement=step.placement):
-                    rate = run.learning_rate()
-                    loss, logits, labels = step.backward(batch, run.share())
+                for batch in run.batches():
+                    rate, last = run.learning_rate(), run.ends_step()
+                    loss, logits, labels = step.run(batch, run.share(), rate, last=last)
                     figures = run.note(loss, logits, labels, rate)
-                    if run.step_complete():
-                        step.update(rate)
+                    if last:
                         run.checkpoint_if_due()
                     task.advance(1, **figures)
                 task.advance(0, **run.close_epoch())
@@ -98,6 +101,8 @@ def _check(
 ) -> None:
     """Refuses what could only fail after minutes of work."""
     precision_of(options.precision, device)
+    if options.capture is True and (why := capture_refusal(device, splits.train)) is not None:
+        raise TrainingError(f"{name}.capture: {why}; use auto or false")
     if not any(weight.requires_grad for weight in model.parameters()):
         raise TrainingError(f"{name}: the network has no weights to train")
     if not splits.train.batches:
@@ -111,6 +116,10 @@ def _check(
                     f"{name}.{field}: looks at validation images, but data.validation is 0; "
                     "set it above 0"
                 )
+
+
+def _say(progress: Progress, name: str, message: str) -> None:
+    progress.note(f"{name}: {message}")
 
 
 @contextmanager

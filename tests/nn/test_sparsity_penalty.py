@@ -209,3 +209,22 @@ def test_it_compiles_whole() -> None:
     torch.compile(lambda: penalty(), fullgraph=True, backend="aot_eager")()
 
     torch.testing.assert_close(model[4].weight.grad, STRENGTH * model[4].weight.detach().sign())
+
+
+def test_a_strength_on_the_device_is_read_at_every_call() -> None:
+    model, other = _network(), _network()
+    strength = torch.tensor(0.0)
+    penalty, plain = SparsityPenalty(model, strength), SparsityPenalty(other, 0.25)
+    strength.fill_(0.25)
+    for network, added in ((model, penalty), (other, plain)):
+        network(_images()).square().mean().backward()
+        added()
+    _same(model, {name: p.grad for name, p in other.named_parameters()})
+    torch.testing.assert_close(penalty.value(), plain.value())
+    penalty.proximal(torch.tensor(0.5))
+    plain.proximal(0.5)
+    assert torch.equal(model[1].weight, other[1].weight)
+    assert torch.equal(model[4].weight, other[4].weight)
+    for wrong in (torch.zeros(2), torch.zeros((), dtype=torch.float64)):
+        with pytest.raises(ValueError, match="expected a 0-dim float32 tensor"):
+            SparsityPenalty(model, wrong)

@@ -46,7 +46,7 @@ def stop_after(steps: int) -> Callable[[float], None]:
 
 
 def recipe(**given: Any) -> TrainingOptions:
-    return TrainingOptions.model_validate({"epochs": 3, "lr": 0.05, **given})
+    return TrainingOptions.model_validate({"epochs": 3, "lr": 0.05, "precision": "fp32", **given})
 
 
 def weights(model: nn.Module) -> torch.Tensor:
@@ -81,6 +81,10 @@ def test_metrics_file_and_stored_result(
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert lines[2]["validation_top1"] == result.history[2].validation_top1
     assert lines[0]["images_per_second"] > 0
+    assert 0 < lines[0]["data_wait"] < 1
+    assert lines[0]["precision"] == "fp32"
+    assert lines[0]["step"] == "eager"
+    assert lines[0]["step_reason"].startswith("not captured: the device is cpu")
     again = make_model(seed=5)
 
     def never(_: float) -> None:
@@ -121,9 +125,8 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
     assert torch.equal(weights(resumed), weights(whole))
     assert result.validation == expected.validation
     for one, other in zip(result.history, expected.history, strict=True):
-        assert replace(one, seconds=0, images_per_second=0) == replace(
-            other, seconds=0, images_per_second=0
-        )
+        timeless = {"seconds": 0, "images_per_second": 0, "data_wait": 0}
+        assert replace(one, **timeless) == replace(other, **timeless)
 
 
 def test_epochs_trained_again_have_one_line(
@@ -413,6 +416,7 @@ def test_best_and_last_differ_when_training_gets_worse(
         ({"keep": "best"}, r"finetune\.keep: looks at validation images"),
         ({"early_stop": {}}, r"finetune\.early_stop: looks at validation images"),
         ({"precision": "fp16"}, "precision: fp16 needs a GPU, but the device is cpu"),
+        ({"capture": True}, r"finetune\.capture: the device is cpu, and CUDA graphs need a GPU"),
     ],
 )
 def test_what_cannot_work_is_said_before_training(
@@ -444,6 +448,33 @@ def test_bf16_trains_too(make_model: Make, few_digits: Splits) -> None:
     other = fit(short, few_digits, recipe(precision="bf16"), seed=0, device="cpu")
     assert short[0].weight.dtype == torch.float32
     assert other.history[-1].train_loss == pytest.approx(one.history[-1].train_loss, rel=0.1)
+
+
+def test_going_on_in_another_precision_is_told(
+    make_model: Make, few_digits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = recipe(precision="auto", checkpoint_every=0)
+    monkeypatch.setattr("fastprune.training._device.bf16_instructions", lambda: ["avx512_bf16"])
+    with pytest.raises(StoppedError):
+        fit(
+            make_model(),
+            few_digits,
+            options,
+            directory=tmp_path,
+            seed=0,
+            device="cpu",
+            after_step=stop_after(6),
+        )
+    monkeypatch.setattr("fastprune.training._device.bf16_instructions", list)
+    said = Notes()
+    result = fit(
+        make_model(), few_digits, options, directory=tmp_path, seed=0, device="cpu", progress=said
+    )
+    assert [record.precision for record in result.history] == ["bf16", "fp32", "fp32"]
+    assert said.notes == [
+        "finetune: precision: auto is fp32 here, and the checkpoint was trained in bf16; going on "
+        "in fp32. precision=bf16 would go on as it began"
+    ]
 
 
 def test_recalibration_sets_the_statistics_of_the_kept_weights(

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastprune.training._compile import Compiled
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch.compiler.reset()
+
+
+def test_whole_batches_are_compiled_and_others_are_not() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh())
+    said: list[str] = []
+    run = Compiled(lambda x: (model(x),), images=4, say=said.append)
+    for size in (4, 3, 4, 1):
+        x = torch.randn(size, 6)
+        torch.testing.assert_close(run(x)[0], model(x))
+    assert (run.refusal, run.parts, said) == (None, None, [])
+    counted = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert counted == 1
+
+
+def test_code_that_is_no_one_graph_is_compiled_in_parts() -> None:
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        y = x.sin()
+        torch._dynamo.graph_break()
+        return (y.cos(),)
+
+    said: list[str] = []
+    run = Compiled(function, images=4, say=said.append)
+    x = torch.randn(4)
+    for _ in range(2):
+        torch.testing.assert_close(run(x)[0], x.sin().cos())
+    assert run.refusal is None
+    assert run.parts
+    assert said == [f"compile: in parts, since torch cannot take it as a whole: {run.parts}"]
+
+
+def test_without_a_compiler_it_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", (None, "/no/such/compiler"))
+    said: list[str] = []
+    run = Compiled(lambda x: (x.exp().sin(),), images=4, say=said.append)
+    x = torch.randn(4)
+    with config.patch(force_disable_caches=True):
+        for _ in range(2):
+            assert torch.equal(run(x)[0], x.exp().sin())
+    assert run.refusal is not None
+    assert "No working C++ compiler" in run.refusal
+    assert said == [f"compile: not possible here, going on without: {run.refusal}"]
