@@ -16,8 +16,8 @@ from _interleave import compare
 from PIL import Image, ImageFilter
 
 from fastprune.data import Feed, Files, InputPipeline, Placement, ResizedCrop
+from fastprune.data._choice import open_pipeline
 from fastprune.data._decoded import open_decoded
-from fastprune.data._pipeline import open_pipeline
 
 IMAGES, BATCH = 256, 64
 PLACEMENT = Placement(channels_last=True)
