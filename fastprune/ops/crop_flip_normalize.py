@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastprune.ops._checks import check_tensor
 from fastprune.ops._extension import DTYPES, extension
+from fastprune.ops._memory import recycled_empty
 from fastprune.ops._op import Implementation, define, public
 
 __all__ = ["crop_flip_normalize"]
@@ -81,7 +82,8 @@ def _cpp() -> Callable[..., Tensor]:
         dtype: torch.dtype,
         channels_last: bool,
     ) -> Tensor:
-        out = _empty(pixels, images, dtype, channels_last, pixels.device)
+        shape = (images.shape[0], *pixels.shape[1:])
+        out = recycled_empty(shape, dtype, channels_last=channels_last)
         crop(
             pixels.data_ptr(),
             images.data_ptr(),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from image_files import Told, feed_of, labels_of, listed, photographs
 
-from fastprune.data import Feed, InputPipeline, PadCrop, Placement
+from fastprune.data import Feed, InputPipeline, PadCrop, Placement, _decoded
 from fastprune.data._cache import unsupported
 from fastprune.data._choice import open_pipeline
 from fastprune.data._decoded import open_decoded
@@ -258,3 +258,23 @@ def test_photographs_of_ants_and_bees(fastprune_data: Path, tmp_path: Path) -> N
     fields = {"augment": False, "shuffle": False, "transform": ResizedCrop(224, 256)}
     feed = feed_of(source, cache=tmp_path, **fields)
     same(open_decoded(feed), open_pipeline(feed, "torchvision"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("share", "told"), [(4, "GB on cuda"), (2**60, "more than a quarter")])
+def test_on_a_gpu_the_batches_are_the_same(
+    share: int, told: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_decoded, "_SHARE", share)
+    feed = evaluation(folder, tmp_path / "cache", batch_size=50)
+    pipeline = open_decoded(feed)
+    placement = Placement(torch.device("cuda"), torch.bfloat16, channels_last=True)
+    reference = open_pipeline(feed, "torchvision").epoch(0)
+    for (x, y), (wanted, labels) in zip(
+        pipeline.epoch(0, placement=placement), reference, strict=True
+    ):
+        assert x.is_cuda
+        assert torch.equal(x.cpu(), wanted.to(torch.bfloat16))
+        assert torch.equal(y.cpu(), labels)
+    assert told in pipeline.reason  # type: ignore[attr-defined]
