@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -196,10 +197,16 @@ def _failures(source: _Source) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # The graph's description comes first, then what happened, then advice.
-        reason = str(error).rpartition("encountered:")[2].partition("\nCurrent pipeline")[0]
         images = [image for fed in source.fed for image in fed.images]
-        raise DecodingFailed(" ".join(reason.split()), images) from error
+        raise DecodingFailed(_said(error), images) from error
+
+
+def _said(error: RuntimeError) -> str:
+    """What happened, on one line: between the graph's description and advice or a stack."""
+    said = str(error).rpartition("encountered:")[2]
+    for after in ("Stacktrace (", "Current pipeline object"):
+        said = said.partition(after)[0]
+    return " ".join(said.split())
 
 
 def _graph(
@@ -222,12 +229,15 @@ def _graph(
         device_id=_device_id(device),
         prefetch_queue_depth=_DECODED_AHEAD,
     )
+    # Weak: DALI's nodes refer to each other in circles, which would keep files' bytes until the
+    # garbage collector finds them.
+    held = cast("Callable[[], _Source]", weakref.ref(source))
     columns = [(types.UINT8, 1), (types.INT32, 1), (types.INT32, 1), (types.INT32, 0)]
     if whole:
         columns += [(types.FLOAT, 1), (types.INT32, 1)]
     with pipe:
         data, corner, shape, flip, *rest = fn.external_source(
-            source,
+            lambda: held()(),
             num_outputs=len(columns),
             dtype=[dtype for dtype, _ in columns],
             ndim=[ndim for _, ndim in columns],
@@ -244,8 +254,9 @@ def _graph(
     try:
         pipe.build()
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"data.pipeline: DALI does not start on {device}: {reason}") from error
+        raise DataError(
+            f"data.pipeline: DALI does not start on {device}: {_said(error)}"
+        ) from error
     return pipe
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from PIL import Image
 
 from fastprune.data import DataOptions, Feed, Files, Images, PadCrop, Placement, ResizedCrop
-from fastprune.data._dali_graph import Wanted, decoded
+from fastprune.data._dali_graph import Wanted, _Source, decoded
 from fastprune.data._encoded import centre_cut, random_cut
 from fastprune.data._pipeline import InputPipeline, open_pipeline
 from fastprune.errors import DataError
@@ -385,20 +387,36 @@ def threads() -> int:
 
 @pytest.mark.usefixtures("dali")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are counted in /proc")
-def test_an_epoch_leaves_no_thread_behind(tmp_path: Path) -> None:
+def test_an_epoch_leaves_nothing_behind(tmp_path: Path) -> None:
     pipeline = open_pipeline(feed(jpegs(tmp_path, 30)), "dali")
     list(pipeline.epoch(0))
+    gc.collect()
     before = threads()
-    running = pipeline.epoch(1)
-    next(running)
-    assert threads() > before
-    del running
-    assert threads() == before
-    running = pipeline.epoch(1)
-    next(running)
-    pipeline.close()
-    assert threads() == before
-    assert list(running) == []
+
+    def left() -> tuple[bool, bool]:
+        """Threads, and what was read: garbage that is still to be collected counts."""
+        deadline = time.monotonic() + 5
+        # A thread that was joined lingers in /proc for a moment.
+        while threads() > before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return threads() > before, any(type(found) is _Source for found in gc.get_objects())
+
+    gc.disable()
+    try:
+        running = pipeline.epoch(1)
+        next(running)
+        assert threads() > before
+        del running
+        assert left() == (False, False)
+        running = pipeline.epoch(1)
+        next(running)
+        pipeline.close()
+        assert left() == (False, False)
+        assert list(running) == []
+        assert len(list(pipeline.epoch(1))) == pipeline.batches
+        assert left() == (False, False)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.usefixtures("dali")
@@ -446,9 +464,10 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
     made = open_pipeline(feed(jpegs(tmp_path, 2)), "dali").epoch(
         0, placement=Placement(torch.device("cuda:0"))
     )
-    with pytest.raises(DataError, match=r"DALI does not start on cuda:0: .*CUDA") as caught:
+    with pytest.raises(DataError, match=r"DALI does not start on cuda:0: .*(CUDA|cuda)") as caught:
         next(made)
     assert "\n" not in str(caught.value)
+    assert "tacktrace" not in str(caught.value)
 
 
 def test_images_in_memory_are_for_another_pipeline() -> None:
