@@ -9,12 +9,15 @@ from functools import partial
 
 import torch
 
+from fastprune.data._bad import BadImages
 from fastprune.data._batches import Batches
 from fastprune.data._dali_graph import DecodingFailed, Fed, Wanted, decoded
 from fastprune.data._dataset import Files, ResizedCrop
+from fastprune.data._decode import Bad, decode
 from fastprune.data._draws import image_generator
-from fastprune.data._encoded import Cut, centre_cut, decode, random_cut
+from fastprune.data._encoded import Cut, centre_cut, random_cut
 from fastprune.data._pipeline import Batch, Feed, InputPipeline, Kind, Placement
+from fastprune.data._telling import SILENT, Teller
 from fastprune.errors import DataError
 
 __all__ = ["open_pipeline"]
@@ -28,7 +31,7 @@ _MISSING = (
 _MOST_THREADS = 8
 
 
-def open_pipeline(feed: Feed) -> InputPipeline:
+def open_pipeline(feed: Feed, teller: Teller = SILENT) -> InputPipeline:
     """The DALI pipeline of image files.
 
     Raises:
@@ -46,7 +49,7 @@ def open_pipeline(feed: Feed) -> InputPipeline:
         if error.name in ("nvidia", "nvidia.dali"):
             raise DataError(f"data.pipeline: {_MISSING}") from error
         raise DataError(f"data.pipeline: DALI does not load: {error}") from error
-    return _DaliPipeline(feed, feed.source)
+    return _DaliPipeline(feed, feed.source, teller)
 
 
 class _DaliPipeline(Batches):
@@ -54,7 +57,7 @@ class _DaliPipeline(Batches):
 
     kind: Kind = "dali"
 
-    def __init__(self, feed: Feed, source: Files) -> None:
+    def __init__(self, feed: Feed, source: Files, teller: Teller) -> None:
         super().__init__(feed)
         transform = feed.transform
         if not isinstance(transform, ResizedCrop):
@@ -65,14 +68,14 @@ class _DaliPipeline(Batches):
             )
         self._source = source
         self._transform = transform
-        # What decoding found out, and what the epochs so far have met: reasons by path.
+        # Files that DALI failed on: reasons by path.
         self._undecodable: dict[str, str] = {}
-        self._left_out: dict[str, str] = {}
+        self._bad = BadImages(feed.max_bad_images, teller)
         self._running: weakref.ref[Generator[Batch]] | None = None
 
     @property
     def bad_images(self) -> tuple[str, ...]:
-        return tuple(self._left_out)
+        return self._bad.names
 
     def epoch(
         self, epoch: int, start: int = 0, *, placement: Placement = _AS_IT_IS
@@ -109,10 +112,16 @@ class _DaliPipeline(Batches):
                 self._find_undecodable(error)
 
     def _wanted(self, epoch: int, start: int) -> Iterator[list[Wanted]]:
-        paths, labels = self._source.paths, self._source.labels
+        paths, labels, stamps = self._source.paths, self._source.labels, self._source.stamps
         for chunk in self.chunks(epoch, start):
             yield [
-                Wanted(paths[i], int(labels[i]), partial(self._cut, epoch, int(i))) for i in chunk
+                Wanted(
+                    paths[i],
+                    (int(stamps[i, 0]), int(stamps[i, 1])),
+                    int(labels[i]),
+                    partial(self._cut, epoch, int(i)),
+                )
+                for i in chunk
             ]
 
     def _cut(self, epoch: int, index: int, height: int, width: int) -> Cut:
@@ -128,23 +137,19 @@ class _DaliPipeline(Batches):
         return placement.of((normalized(pixels, self._feed), labels))
 
     def _leave_out(self, fed: Fed) -> None:
-        """Notes a batch's unreadable files.
+        """Counts a batch's bad files.
 
         Raises:
-            DataError: they are too many, or the whole batch.
+            DataError: they are too many, or the whole batch, or a file changed.
         """
-        self._left_out |= {bad.path: bad.reason for bad in fed.bad}
-        limit = self._feed.max_bad_images
-        if len(self._left_out) <= limit and fed.images:
-            return
-        if limit == 0:
-            raise DataError(f"{fed.bad[0].path}: not a readable image: {fed.bad[0].reason}")
-        if len(self._left_out) > limit:
-            what = f"{len(self._left_out)} files, and data.max_bad_images is {limit}"
-        else:
-            what = f"all {len(fed.bad)} files of a batch"
-        named = "; ".join(f"{path}: {why}" for path, why in self._left_out.items())
-        raise DataError(f"not readable images: {what}: {named}")
+        if fed.unusable is not None:
+            raise DataError(f"{fed.unusable.path}: {fed.unusable.reason}")
+        self._bad.add(fed.bad)
+        if not fed.images:
+            raise DataError(
+                f"{fed.bad[0].path}: none of the {len(fed.bad)} images of its batch can be read: "
+                f"{fed.bad[0].reason}"
+            )
 
     def _find_undecodable(self, error: DecodingFailed) -> None:
         """Notes which of the files that DALI failed on cannot be read at all.
@@ -152,7 +157,8 @@ class _DaliPipeline(Batches):
         Raises:
             DataError: all of them can, by PIL.
         """
-        found = [bad for image in error.images if (bad := decode(image.path)) is not None]
+        contents = ((image.path, image.data.tobytes()) for image in error.images)
+        found = [bad for path, data in contents if isinstance(bad := decode(path, data), Bad)]
         if not found:
             raise DataError(
                 f"data.pipeline: DALI fails ({error}) on a batch that PIL reads, the one with "

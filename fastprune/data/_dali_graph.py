@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from fastprune.data._encoded import CutOf, Encoded, Unreadable, read
+from fastprune.data._decode import Bad, Unusable
+from fastprune.data._encoded import CutOf, Encoded, read
 from fastprune.errors import DataError
 
 __all__ = ["DecodingFailed", "Fed", "Wanted", "decoded"]
@@ -24,11 +25,22 @@ _READ_AHEAD = 2
 _DECODED_AHEAD = 2
 
 
+Read = Encoded | Bad | Unusable
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An image of a batch: its file, its label, and what is to be made of it."""
+    """An image of a batch.
+
+    Attributes:
+        path: its file.
+        stamp: bytes the file had when it was listed, and nanoseconds of its modification then.
+        label: of the image.
+        cut_of: what is to be made of it.
+    """
 
     path: str
+    stamp: tuple[int, int]
     label: int
     cut_of: CutOf
 
@@ -40,12 +52,14 @@ class Fed:
     Attributes:
         images: what could be read.
         labels: of those.
-        bad: the rest.
+        bad: what could not.
+        unusable: the first file that changed or is gone.
     """
 
     images: list[Encoded]
     labels: list[int]
-    bad: list[Unreadable]
+    bad: list[Bad]
+    unusable: Unusable | None
 
 
 class DecodingFailed(Exception):
@@ -82,7 +96,7 @@ def decoded(
 
     Yields:
         pixels ``[n, 3, size, size]`` uint8, in memory of their own, and what they are of. A batch
-        of which no file could be read has n = 0 and is the last.
+        of which no file could be read, or one is unusable, has n = 0 and is the last.
 
     Raises:
         DataError: DALI cannot use the device.
@@ -140,7 +154,7 @@ class _Source:
         self._threads = threads
         self._known_bad = known_bad
         self._whole = whole
-        self._reading: deque[tuple[list[Wanted], list[Future[list[Encoded | Unreadable]]]]]
+        self._reading: deque[tuple[list[Wanted], list[Future[list[Read]]]]]
         self._reading = deque()
         self._read_ahead()
 
@@ -153,10 +167,11 @@ class _Source:
         fed = Fed(
             [one for one in found if isinstance(one, Encoded)],
             [w.label for one, w in zip(found, wanted, strict=True) if isinstance(one, Encoded)],
-            [one for one in found if isinstance(one, Unreadable)],
+            [one for one in found if isinstance(one, Bad)],
+            next((one for one in found if isinstance(one, Unusable)), None),
         )
         self.fed.append(fed)
-        if not fed.images:
+        if not fed.images or fed.unusable is not None:
             self._reading.clear()
             raise StopIteration
         return self._columns(fed.images)
@@ -182,11 +197,11 @@ class _Source:
             parts = [batch[first : first + step] for first in range(0, len(batch), step)]
             self._reading.append((batch, [self._pool.submit(self._read, p) for p in parts]))
 
-    def _read(self, part: list[Wanted]) -> list[Encoded | Unreadable]:
+    def _read(self, part: list[Wanted]) -> list[Read]:
         return [
-            Unreadable(one.path, self._known_bad[one.path])
+            Bad(one.path, self._known_bad[one.path])
             if one.path in self._known_bad
-            else read(one.path, one.cut_of)
+            else read(one.path, *one.stamp, one.cut_of)
             for one in part
         ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,20 +12,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from fastprune.data._dataset import ResizedCrop
-from fastprune.data._torchvision import random_box
+from fastprune.data._decode import Bad, Unusable, decode, read_bytes
+from fastprune.data._frames import random_box
 
-__all__ = ["Cut", "Encoded", "Unreadable", "centre_cut", "decode", "random_cut", "read"]
+__all__ = ["Cut", "CutOf", "Encoded", "centre_cut", "random_cut", "read"]
 
-# What PIL raises on broken files of its various formats.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-_END_OF_JPEG = b"\xff\xd9"
+_START_OF_JPEG, _END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +52,6 @@ class Encoded:
     cut: Cut
 
 
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """A file that is no image, and why."""
-
-    path: str
-    reason: str
-
-
 CutOf = Callable[[int, int], Cut]
 """Height and width of an image -> what is to be made of it."""
 
@@ -95,53 +78,51 @@ def centre_cut(height: int, width: int, transform: ResizedCrop) -> Cut:
     return Cut((0, 0, height, width), resized, (top, left))
 
 
-def read(path: str, cut_of: CutOf) -> Encoded | Unreadable:
+def read(path: str, size: int, time: int, cut_of: CutOf) -> Encoded | Bad | Unusable:
     """The bytes of an image file, and its cut.
 
     Complete JPEG files of one or three channels stay as they are. All others are decoded here and
     come as PPM of the part alone: so what a decoder says to CMYK, transparency, 16 bits or the end
-    of a file that was cut off is what PIL says.
+    of a file that was cut off is what every pipeline says.
+
+    Args:
+        path: the file.
+        size: bytes it had when it was listed.
+        time: nanoseconds of its modification then.
+        cut_of: what is to be made of it.
     """
-    try:
-        with open(path, "rb") as file:
-            raw = file.read()
-        with Image.open(io.BytesIO(raw)) as image:
-            cut = cut_of(image.height, image.width)
-            if _left_to_decoder(image, raw):
-                return Encoded(path, np.frombuffer(raw, np.uint8), cut)
-            top, left, height, width = cut.box
-            part = image.convert("RGB").crop((left, top, left + width, top + height))
-    except _BROKEN as error:
-        return Unreadable(path, _line(error))
+    content = read_bytes(path, size, time)
+    if isinstance(content, Unusable):
+        return content
+    shape = _left_to_decoder(content)
+    if shape is not None:
+        return Encoded(path, np.frombuffer(content, np.uint8), cut_of(*shape))
+    image = decode(path, content)
+    if isinstance(image, Bad):
+        return image
+    cut = cut_of(image.height, image.width)
+    top, left, height, width = cut.box
+    part = image.crop((left, top, left + width, top + height))
     header = f"P6\n{width} {height}\n255\n".encode()
     data = np.frombuffer(header + part.tobytes(), np.uint8)
     return Encoded(path, data, Cut((0, 0, height, width), cut.resized, cut.corner, cut.flip))
 
 
-def decode(path: str) -> Unreadable | None:
-    """Reads every pixel of a file as strictly as PIL does; None where nothing is wrong."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except _BROKEN as error:
-        return Unreadable(path, _line(error))
-    return None
-
-
-def _left_to_decoder(image: Image.Image, raw: bytes) -> bool:
-    """Whether it is an ordinary JPEG file.
+def _left_to_decoder(content: bytes) -> tuple[int, int] | None:
+    """Height and width of an ordinary JPEG file; None of any other, or of a broken one.
 
     The end is looked for since a decoder that makes the first rows alone does not miss the last
     ones. Three channels that an Adobe marker declares to be RGB are left out: not every JPEG
     decoder of a GPU looks at that marker.
     """
-    return (
-        image.format == "JPEG"
-        and image.mode in ("RGB", "L")
-        and image.info.get("adobe_transform") != 0
-        and raw.endswith(_END_OF_JPEG)
-    )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    if not (content.startswith(_START_OF_JPEG) and content.endswith(_END_OF_JPEG)):
+        return None
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            plain = image.format == "JPEG" and image.mode in ("RGB", "L")
+            if not plain or image.info.get("adobe_transform") == 0:
+                return None
+            return image.height, image.width
+    # Whatever is wrong, decoding says it.
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError):
+        return None

@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 
 from fastprune.data import DataOptions, Feed, Files, Images, PadCrop, Placement, ResizedCrop
+from fastprune.data._choice import open_pipeline
 from fastprune.data._dali_graph import Wanted, _Source, decoded
 from fastprune.data._encoded import centre_cut, random_cut
-from fastprune.data._pipeline import InputPipeline, open_pipeline
+from fastprune.data._pipeline import InputPipeline
 from fastprune.errors import DataError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -190,7 +191,10 @@ def test_what_a_gpu_runs_gives_the_same_images(tmp_path: Path) -> None:
         return lambda height, width: centre_cut(height, width, transform)
 
     def batches(augment: bool, whole: bool) -> list[torch.Tensor]:
-        wanted = [Wanted(path, i, cut(augment, i)) for i, path in enumerate(source.paths)]  # type: ignore[arg-type]
+        wanted = [
+            Wanted(path, (int(stamp[0]), int(stamp[1])), i, cut(augment, i))  # type: ignore[arg-type]
+            for i, (path, stamp) in enumerate(zip(source.paths, source.stamps, strict=True))
+        ]
         made = decoded(
             iter([wanted[:4], wanted[4:8], wanted[8:]]),
             size=24,
@@ -292,8 +296,14 @@ def test_no_images_no_batches(tmp_path: Path) -> None:
 # Files that are no images
 
 
+def spoiled(source: Files, how: Mapping[int, str]) -> Files:
+    """The same files, some of them made unreadable, listed anew."""
+    for label, way in how.items():
+        spoil(source.paths[label], way)
+    return Files(source.paths, source.labels)
+
+
 def spoil(path: str, how: str) -> None:
-    """Makes an image file unreadable."""
     raw = bytearray(Path(path).read_bytes())
     if how == "truncated":
         raw = raw[: len(raw) * 2 // 3]
@@ -313,8 +323,7 @@ WAYS = ["truncated", "empty", "text", "table"]
 @pytest.mark.usefixtures("dali")
 @pytest.mark.parametrize("how", WAYS)
 def test_a_bad_file_is_named_on_one_line(how: str, tmp_path: Path) -> None:
-    source = jpegs(tmp_path, 9)
-    spoil(source.paths[4], how)
+    source = spoiled(jpegs(tmp_path, 9), {4: how})
     pipeline = open_pipeline(feed(source), "dali")
     with pytest.raises(DataError, match=r"4\.jpg: not a readable image: ") as caught:
         list(pipeline.epoch(0))
@@ -331,8 +340,7 @@ def test_bad_files_leave_their_batches_shorter_every_time(tmp_path: Path) -> Non
     source = jpegs(tmp_path, 16)
     whole = by_label(open_pipeline(feed(source), "dali"), 1)
     bad = dict(zip((2, 7, 11, 14), WAYS, strict=True))
-    for label, how in bad.items():
-        spoil(source.paths[label], how)
+    source = spoiled(source, bad)
     pipeline = open_pipeline(feed(source, max_bad_images=4), "dali")
     for _ in range(2):
         found = by_label(pipeline, 1)
@@ -346,23 +354,19 @@ def test_bad_files_leave_their_batches_shorter_every_time(tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("dali")
 def test_more_bad_files_than_may_be(tmp_path: Path) -> None:
-    source = jpegs(tmp_path, 12)
-    for label in (1, 5, 6):
-        spoil(source.paths[label], "truncated")
+    source = spoiled(jpegs(tmp_path, 12), dict.fromkeys((1, 5, 6), "truncated"))
     pipeline = open_pipeline(feed(source, max_bad_images=2), "dali")
-    with pytest.raises(DataError, match=r"3 files, and data\.max_bad_images is 2: .*5\.jpg"):
+    with pytest.raises(DataError, match=r"one more than data\.max_bad_images=2 allows, after .*"):
         list(pipeline.epoch(0))
 
 
 @pytest.mark.usefixtures("dali")
 @pytest.mark.parametrize("how", WAYS)
 def test_a_batch_of_nothing_but_bad_files(how: str, tmp_path: Path) -> None:
-    source = jpegs(tmp_path, 12)
-    for label in (4, 5, 6, 7):
-        spoil(source.paths[label], how)
+    source = spoiled(jpegs(tmp_path, 12), dict.fromkeys((4, 5, 6, 7), how))
     made = open_pipeline(feed(source, max_bad_images=8, **EVALUATION), "dali").epoch(0)
     assert len(next(made)[1]) == 4
-    with pytest.raises(DataError, match="all 4 files of a batch"):
+    with pytest.raises(DataError, match="none of the 4 images of its batch can be read"):
         next(made)
 
 
@@ -370,12 +374,21 @@ def test_a_batch_of_nothing_but_bad_files(how: str, tmp_path: Path) -> None:
 def test_what_dali_cannot_decode_and_pil_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = jpegs(tmp_path, 4)
-    spoil(source.paths[1], "table")
-    monkeypatch.setattr("fastprune.data._dali.decode", lambda path: None)
+    source = spoiled(jpegs(tmp_path, 4), {1: "table"})
+    monkeypatch.setattr("fastprune.data._dali.decode", lambda path, content: None)
     with pytest.raises(DataError, match=r"\.jpg; take data\.pipeline=torchvision") as caught:
         list(open_pipeline(feed(source), "dali").epoch(0))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("dali")
+def test_a_file_that_changed_is_told_of(tmp_path: Path) -> None:
+    source = jpegs(tmp_path, 12)
+    photograph(np.random.default_rng(9), 40, 30).save(source.paths[5])
+    made = open_pipeline(feed(source, max_bad_images=12, **EVALUATION), "dali").epoch(0)
+    assert next(made)[1].tolist() == [0, 1, 2, 3]
+    with pytest.raises(DataError, match=r"5\.jpg: changed since the run began"):
+        next(made)
 
 
 # What stays behind
@@ -473,7 +486,7 @@ def test_a_device_that_is_not_there(tmp_path: Path) -> None:
 def test_images_in_memory_are_for_another_pipeline() -> None:
     source = Images(np.zeros((2, 3, 8, 8), np.uint8), np.arange(2))
     held = replace(feed(Files((), np.arange(0))), source=source, transform=PadCrop(2, True))
-    with pytest.raises(DataError, match=r"in memory; take data\.pipeline=device"):
+    with pytest.raises(DataError, match="in memory; use auto or device"):
         open_pipeline(held, "dali")
 
 
