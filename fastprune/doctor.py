@@ -177,13 +177,14 @@ def _cpu() -> dict[str, Any]:
     known |= {"capability": problem, "bf16": []}
     if torch is None:
         return known
-    # Needs packages that may be broken, as all of training does.
-    device, _ = _import("fastprune.training._device")
+    # Here, since it imports torch.
+    from fastprune.processor import bf16_instructions
+
     return {
         **known,
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "bf16": [] if device is None else device.bf16_instructions(),
+        "bf16": bf16_instructions(),
     }
 
 

@@ -11,7 +11,7 @@ import torch
 from _interleave import Comparison, Side, compare
 from _training import BATCH, IMAGES, our_steps, plain_steps
 
-from fastprune.training._device import bf16_instructions
+from fastprune.processor import bf16_instructions
 
 TABLE = ("resnet20_cifar", "resnet56_cifar", "resnet110_cifar", "vgg16_cifar", "densenet40_cifar")
 RIVAL = "plain PyTorch, DataLoader"

@@ -63,4 +63,6 @@ class Compiled:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    first, _, rest = str(error).strip().partition("\n")
+    # Some begin with where it was raised alone.
+    return f"{first} {rest.strip().partition(chr(10))[0]}" if first.endswith(":") else first

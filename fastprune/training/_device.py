@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from fastprune.errors import TrainingError
+from fastprune.processor import bf16_instructions
 from fastprune.training.options import Precision
 
-__all__ = ["autocast", "bf16_instructions", "kept_modes", "name_of", "precision_of"]
+__all__ = ["autocast", "kept_modes", "name_of", "precision_of"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,16 +43,6 @@ def precision_of(precision: Precision, device: torch.device) -> torch.dtype:
 def name_of(dtype: torch.dtype) -> str:
     """The precision that gives a number format."""
     return next(name for name, known in _DTYPES.items() if known == dtype)
-
-
-def bf16_instructions() -> list[str]:
-    """Names of the CPU's instructions that multiply bfloat16; with none it is emulated, slowly."""
-    if hasattr(torch.cpu, "get_capabilities"):
-        has = torch.cpu.get_capabilities()
-        return [name for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16") if has.get(name)]
-    # Older torch tells the two of x86 alone, the first by its tiles.
-    told = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
-    return [name for name, ask in told.items() if getattr(torch.cpu, ask, lambda: False)()]
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:

@@ -152,6 +152,10 @@ class TrainingStep:
             self._update(rate)
         return loss, logits, y
 
+    def close(self) -> None:
+        """Lets go of graphs and compiled code, which refer to this step and hold memory."""
+        self._captured = self._compiled = None
+
     def _whole(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """A step of one batch, at the learning rate that lies on the device."""
         loss, logits = self._backward(x, y, 1.0)

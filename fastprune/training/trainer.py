@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +54,9 @@ def fit(
         device: where to compute.
         teacher: the unpruned network, for ``options.distill``; left as it is.
         after_backward: called once a step, after unscaling, before clipping: for subgradients.
-        after_step: called once a step with the learning rate: for proximal steps.
+        after_step: called once a step with the learning rate: for proximal steps. Both keep a
+            step from becoming a CUDA graph, unless they have an attribute ``capturable``, true:
+            then they may be called for its recording alone, the second with a tensor.
         progress: shows how far it is.
         name: of the work, in messages.
 
@@ -68,11 +70,11 @@ def fit(
     identity = identity_of(model, splits, options, seed, teacher is not None)
     store = Store(directory, identity, options.checkpoint_every, progress, name)
     say = partial(_say, progress, name)
-    with _seeded(seed, device), kept_modes(model):
-        hooks = (after_backward, after_step)
-        step = TrainingStep(
-            model, options, device, teacher, hooks, pipeline=splits.train, name=name, say=say
-        )
+    hooks = (after_backward, after_step)
+    step = TrainingStep(
+        model, options, device, teacher, hooks, pipeline=splits.train, name=name, say=say
+    )
+    with _seeded(seed, device), kept_modes(model), closing(step):
         run = Run(model, step, options, splits, store, device, name, say)
         if (stored := store.result(device)) is not None:
             return run.restore_result(stored)

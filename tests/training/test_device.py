@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastprune.training._device import bf16_instructions, name_of, precision_of
+from fastprune.training._device import name_of, precision_of
 
 
 @pytest.mark.parametrize(
@@ -22,10 +22,3 @@ def test_auto_is_bf16_on_processors_where_it_was_measured_faster(
     assert name_of(precision_of("auto", torch.device("cpu"))) == precision
     assert name_of(precision_of("fp32", torch.device("cpu"))) == "fp32"
     assert name_of(precision_of("bf16", torch.device("cpu"))) == "bf16"
-
-
-def test_older_torch_is_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
-    assert bf16_instructions() == ["avx512_bf16"]
