@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastprune.ops._checks import check_type
+
 __all__ = ["ChannelSelect"]
+
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class ChannelSelect(nn.Module):
@@ -23,6 +27,11 @@ class ChannelSelect(nn.Module):
 
     def __init__(self, index: Tensor) -> None:
         super().__init__()
+        check_type("index", index, Tensor, "a tensor")
+        if index.dtype not in _WHOLE:
+            raise TypeError(f"index: expected whole numbers, got {index.dtype}")
+        if index.ndim != 1:
+            raise ValueError(f"index: expected shape [kept], got {list(index.shape)}")
         self.register_buffer("index", index.to(torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:

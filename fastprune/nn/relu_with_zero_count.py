@@ -45,7 +45,13 @@ class ReLUWithZeroCount(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ReLUWithZeroCount:
         """Takes the counters along where the network is moved."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.zeros, self.positions = fn(self.zeros), fn(self.positions)
+        # Their place alone follows: `fn` may also change dtypes, or leave memory as it is found.
+        device = fn(self.zeros.new_empty(0)).device
+        if self.zeros.is_meta:
+            self.zeros = torch.zeros_like(self.zeros, device=device)
+            self.positions = torch.zeros_like(self.positions, device=device)
+        else:
+            self.zeros, self.positions = self.zeros.to(device), self.positions.to(device)
         return self
 
     def apoz(self) -> Tensor:

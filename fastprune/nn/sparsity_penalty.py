@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fastprune.errors import FastpruneError, nearest
 from fastprune.ops import gamma_penalty, gamma_proximal_, gamma_subgradient_
+from fastprune.ops._checks import check_type
 
 __all__ = ["SparsityPenalty"]
 
@@ -66,8 +68,10 @@ class SparsityPenalty:
                     f"{strength.dtype}"
                 )
             strength = 1.0
+        check_type("model", model, nn.Module, "a network")
         by_pattern = strength if isinstance(strength, Mapping) else {"*": strength}
         for pattern, value in by_pattern.items():
+            check_type("strength", value, Real, "a number")
             if not 0 <= value < float("inf"):
                 raise ValueError(f"strength: expected a number ≥ 0, got {value} for {pattern!r}")
         norms = {

@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_activation", "check_counter", "check_tensor", "check_vector", "listed"]
+__all__ = [
+    "check_activation",
+    "check_counter",
+    "check_eps",
+    "check_tensor",
+    "check_type",
+    "check_vector",
+    "listed",
+]
+
+
+def check_type(name: str, given: object, wanted: type | tuple[type, ...], said: str) -> None:
+    """``given`` is of a type; ``said`` is that type in words."""
+    if not isinstance(given, wanted):
+        raise TypeError(f"{name}: expected {said}, got {type(given).__name__}")
 
 
 def check_tensor(name: str, tensor: object) -> None:
     """``tensor`` is one."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    check_type(name, tensor, Tensor, "a tensor")
+
+
+def check_eps(eps: float) -> None:
+    """``eps`` is a number of at least 0."""
+    check_type("eps", eps, Real, "a number")
+    if not eps >= 0:
+        raise ValueError(f"eps: expected 0 or more, got {eps}")
 
 
 def listed(name: str, tensors: Iterable[Tensor] | Tensor) -> list[Tensor]:
     """The tensors as a list. One alone would pass for a sequence of them."""
     if isinstance(tensors, Tensor):
         raise TypeError(f"{name}: expected a list of tensors, got one tensor")
+    check_type(name, tensors, Iterable, "a list of tensors")
     return list(tensors)
 
 

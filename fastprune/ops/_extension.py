@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastprune.errors import BackendError
 from fastprune.ops._op import Unavailable
 
 __all__ = ["DTYPES", "cuda_extension", "extension", "reading_tensors"]
+
+# Of csrc/cpu/simd.h.
+_LEVELS = ("", "baseline", "avx2", "avx512")
 
 _HERE = Path(__file__).parents[1]
 
@@ -23,7 +28,13 @@ def extension() -> Any:
 
     Raises:
         Unavailable: it was not built, or does not load.
+        BackendError: FASTPRUNE_SIMD has no such level.
     """
+    level = os.environ.get("FASTPRUNE_SIMD", "")
+    if level not in _LEVELS:
+        raise BackendError(
+            f"FASTPRUNE_SIMD: expected {', '.join(_LEVELS[1:])} or nothing, got {level!r}"
+        )
     try:
         return import_module("fastprune._C")
     except (ImportError, OSError) as problem:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from fastprune.ops._checks import check_tensor
+from fastprune.ops._checks import check_tensor, check_type
 
 __all__ = [
     "check_gradients",
@@ -67,6 +68,7 @@ def strength_numbers(
     """The numbers and the factors of a strength or a threshold."""
     if isinstance(value, Tensor):
         return [1.0], value
+    check_type(name, value, (list, tuple, Real), "a number, a list of numbers or a tensor")
     numbers = list(map(float, value)) if isinstance(value, Sequence) else [float(value)]
     # A NaN would hide from min and max, not from the sum. A check of each in turn takes 53 layers
     # as long as the addition itself.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastprune.ops._checks import check_tensor
+from fastprune.ops._checks import check_activation, check_tensor, check_type
 
 __all__ = ["Moments", "batch_moments", "merged"]
 
@@ -58,8 +58,8 @@ class Moments:
                 f"count, mean, m2: expected one device, got {self.count.device}, "
                 f"{self.mean.device} and {self.m2.device}"
             )
-        if self.mean is self.m2:
-            raise ValueError("mean, m2: expected two tensors, got the same for both")
+        if self.mean is self.m2 or (self.mean.numel() and _same_memory(self.mean, self.m2)):
+            raise ValueError("mean, m2: expected two tensors, got the same memory for both")
 
     @staticmethod
     def zeros(channels: int, *, device: torch.device | str | None = None) -> Moments:
@@ -73,6 +73,7 @@ class Moments:
     @staticmethod
     def of(x: Tensor) -> Moments:
         """Moments of one batch ``[N, C, ...]``, accumulated in float32 or wider."""
+        check_activation(x)
         mean, m2 = batch_moments(x.detach())
         values = x.numel() // max(x.shape[1], 1)
         return Moments(torch.full((), values, device=x.device), mean, m2)
@@ -83,6 +84,7 @@ class Moments:
 
     def merge(self, other: Moments) -> Moments:
         """Moments of all values of both; neither is changed, and the host is not waited for."""
+        check_type("other", other, Moments, "Moments")
         if self.mean.shape != other.mean.shape:
             raise ValueError(
                 f"other: expected {len(self.mean)} channels, got {len(other.mean)} channels"
@@ -90,6 +92,14 @@ class Moments:
         count = self.count + other.count.view_as(self.count)
         share = other.count.double() / count.clamp(min=1)
         return Moments(count, *merged(self.count, self.mean, self.m2, share, other.mean, other.m2))
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    # Compilers have nothing to compare: their tensors are no objects of memory.
+    if torch.compiler.is_compiling():
+        return False
+    same = a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    return same and int(a.storage_offset()) == int(b.storage_offset())
 
 
 def batch_moments(x: Tensor) -> tuple[Tensor, Tensor]:

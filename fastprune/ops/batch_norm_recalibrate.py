@@ -11,7 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastprune.ops._checks import check_activation, check_tensor, check_vector
+from fastprune.ops._checks import (
+    check_activation,
+    check_eps,
+    check_tensor,
+    check_type,
+    check_vector,
+)
 from fastprune.ops._extension import DTYPES, extension
 from fastprune.ops._layout import not_dense
 from fastprune.ops._moments import Moments, batch_moments, merged
@@ -192,6 +198,9 @@ def batch_norm_recalibrate(
             would be needed.
     """
     check_activation(x)
+    check_type("moments", moments, Moments, "Moments")
+    check_type("relu", relu, bool, "True or False")
+    check_eps(eps)
     check_vector("moments", moments.mean, x)
     for name, vector in (("weight", weight), ("bias", bias), ("mask", mask)):
         if vector is not None:
@@ -204,10 +213,9 @@ def batch_norm_recalibrate(
             f"x: expected more than 1 value per channel, got shape {list(x.shape)}: one value has "
             "no variance"
         )
-    if not eps >= 0:
-        raise ValueError(f"eps: expected 0 or more, got {eps}")
     if torch.is_grad_enabled():
-        for name, given in (("x", x), ("weight", weight), ("bias", bias)):
+        moved = (("moments", moments.mean), ("moments", moments.m2))
+        for name, given in (("x", x), ("weight", weight), ("bias", bias), *moved):
             if given is not None and given.requires_grad:
                 raise ValueError(
                     f"{name}: expected no gradient to be needed, got requires_grad=True; call "

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastprune.ops._checks import check_activation, check_counter, check_tensor, check_vector
+from fastprune.ops._checks import (
+    check_activation,
+    check_counter,
+    check_eps,
+    check_tensor,
+    check_vector,
+)
 from fastprune.ops._extension import DTYPES, extension
 from fastprune.ops._layout import layout_of
 from fastprune.ops._op import Implementation, Kernel, define, public
@@ -135,6 +141,11 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, running_mean, running_var, weight = ctx.saved_tensors
         needed = ctx.needs_input_grad
+        if x.numel() == 0:
+            # torch's own divides by the number of values.
+            wanted = ((x, needed[0]), (weight, needed[3]), (running_mean, needed[4]))
+            none = [torch.zeros_like(like) if wants else None for like, wants in wanted]
+            return none[0], None, None, none[1], none[2], None, None
         passed = torch.ops.aten.threshold_backward(grad, y, 0)
         of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
             passed,
@@ -194,6 +205,9 @@ def batch_norm_relu_zero_count(
         "weight": weight,
         "bias": bias,
     }
+    check_eps(eps)
+    check_tensor("running_mean", running_mean)
+    check_tensor("running_var", running_var)
     given = {name: vector for name, vector in vectors.items() if vector is not None}
     for name, vector in given.items():
         check_tensor(name, vector)

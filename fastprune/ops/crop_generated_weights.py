@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from numbers import Integral
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastprune.ops._checks import check_tensor
+from fastprune.ops._checks import check_tensor, check_type
 from fastprune.ops._extension import DTYPES, extension
 from fastprune.ops._op import Implementation, define, public
 
@@ -24,6 +25,8 @@ __all__ = ["crop_generated_weights"]
 # Blocks start at multiples of 16 elements of the flat result, so that each is as well aligned for
 # the convolution that takes it as a tensor of its own would be.
 _ALIGNMENT = 16
+
+_WHOLE = (Integral, torch.SymInt)
 
 Kernel = Callable[..., Tensor]
 
@@ -300,6 +303,8 @@ def _check_tensors(
     shape: Sequence[int],
 ) -> None:
     """Dtypes, devices and sizes that fit one another and the weight's shape."""
+    for number in shape:
+        check_type("shape", number, _WHOLE, "whole numbers")
     if len(shape) != 4 or min(shape) < 1:
         raise ValueError(f"shape: expected (O, I, kh, kw), all positive, got {tuple(shape)}")
     for name, tensor in tensors.items():
@@ -342,5 +347,6 @@ def _check_widths(name: str, widths: Sequence[int], candidates: int, most: int) 
             f"{len(widths)}"
         )
     for k, width in enumerate(widths):
+        check_type(f"{name}[{k}]", width, _WHOLE, "a whole number")
         if not 1 <= width <= most:
             raise ValueError(f"{name}[{k}]: expected 1 to {most}, got {width}")

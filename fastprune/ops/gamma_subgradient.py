@@ -36,10 +36,9 @@ def _each(strengths: Sequence[float], layers: int) -> list[float]:
     return list(strengths) * (layers if len(strengths) == 1 else 1)
 
 
-def _factor_of_each(factors: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The factor of each layer, 0-dim, in what is calculated in: float32 at least."""
-    wide = (torch.promote_types(tensor.dtype, torch.float32) for tensor in tensors)
-    return [f.to(dtype) for f, dtype in zip(factors.expand(len(tensors)), wide, strict=True)]
+def _wide(tensor: Tensor) -> torch.dtype:
+    """What is calculated in: float32 at least."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _subgradient_reference(
@@ -48,32 +47,31 @@ def _subgradient_reference(
     strengths: Sequence[float],
     factors: Tensor | None,
 ) -> None:
-    signs = list(torch._foreach_sign(list(scales)))
-    if factors is None and len(strengths) == 1:
-        torch._foreach_add_(list(gradients), signs, alpha=strengths[0])
-        return
+    signs = [sign.to(_wide(sign)) for sign in torch._foreach_sign(list(scales))]
     if factors is not None:
-        each_factor = _factor_of_each(factors, signs)
-        signs = [s.to(f.dtype) * f for s, f in zip(signs, each_factor, strict=True)]
-    each = _each(strengths, len(scales))
-    for gradient, sign, strength in zip(gradients, signs, each, strict=True):
-        gradient.add_(sign, alpha=strength)
+        each_factor = factors.expand(len(signs)).unbind()
+        signs = [s * f.to(s.dtype) for s, f in zip(signs, each_factor, strict=True)]
+    # Half precision is calculated in float32 and rounded once.
+    sums = [gradient.to(_wide(gradient), copy=True) for gradient in gradients]
+    for total, sign, strength in zip(sums, signs, _each(strengths, len(scales)), strict=True):
+        total.add_(sign, alpha=strength)
+    torch._foreach_copy_(list(gradients), sums)
 
 
 def _proximal_reference(
     scales: Sequence[Tensor], thresholds: Sequence[float], factors: Tensor | None
 ) -> None:
-    left = torch._foreach_abs(list(scales))
+    left = [scale.to(_wide(scale)).abs() for scale in scales]
     each = _each(thresholds, len(scales))
     if factors is None:
         torch._foreach_sub_(left, each)
     else:
-        each_factor = _factor_of_each(factors, left)
+        each_factor = factors.expand(len(left)).unbind()
         for magnitude, threshold, factor in zip(left, each, each_factor, strict=True):
-            magnitude.sub_(factor.expand_as(magnitude), alpha=threshold)
+            magnitude.sub_(factor.to(magnitude.dtype).expand_as(magnitude), alpha=threshold)
     torch._foreach_clamp_min_(left, 0.0)
-    torch._foreach_sign_(list(scales))
-    torch._foreach_mul_(list(scales), left)
+    signs = torch._foreach_sign(list(scales))
+    torch._foreach_copy_(list(scales), [m * s for m, s in zip(left, signs, strict=True)])
 
 
 def _sum_dtype(scales: Sequence[Tensor]) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastprune.ops._checks import check_tensor, listed
+from fastprune.ops._checks import check_tensor, check_type, listed
 from fastprune.ops._extension import cuda_extension, extension
 from fastprune.ops._op import Implementation, define, public
 
@@ -68,13 +69,20 @@ class GatherPlan:
             ValueError: there are more or fewer indices than shapes, or positions are not 1-D or
                 out of range.
         """
+        for i, cuts in enumerate(indices):
+            check_type(f"indices[{i}]", cuts, Mapping, "a mapping of dimensions to positions")
+        for i, shape in enumerate(shapes):
+            for size in shape:
+                check_type(f"shapes[{i}]", size, Integral, "whole numbers")
         if len(shapes) != len(indices):
             raise ValueError(
                 f"indices: expected one mapping a tensor, {len(shapes)}, got {len(indices)}"
             )
         found: list[NDArray[np.int64]] = []
         # One object often serves many tensors: a convolution, its batch norm and what reads it.
+        # It is known by its id, so it is held meanwhile.
         seen: dict[tuple[int, int], tuple[int, int] | None] = {}
+        held: list[Positions] = []
         length = 0
         layout: list[int] = []
         kept_shapes: list[tuple[int, ...]] = []
@@ -88,6 +96,7 @@ class GatherPlan:
                     )
                 key = (id(positions), shape[dim])
                 if key not in seen:
+                    held.append(positions)
                     array = _positions(positions, shape[dim], f"indices[{i}][{dim}]")
                     seen[key] = None
                     if not np.array_equal(array, np.arange(shape[dim])):
@@ -120,6 +129,8 @@ _NOWHERE = torch.empty(0, dtype=torch.int64, device="cpu")
 
 def _positions(positions: Positions, size: int, name: str) -> NDArray[np.int64]:
     if isinstance(positions, Tensor):
+        if positions.is_meta:
+            raise ValueError(f"{name}: expected positions with values, got a meta tensor")
         array: NDArray[Any] = positions.detach().cpu().numpy()
     else:
         array = np.asarray(positions)
@@ -284,6 +295,7 @@ def gather_channels(tensors: Sequence[Tensor], plan: GatherPlan) -> list[Tensor]
         ValueError: number, shapes or devices of the tensors are not as above.
     """
     tensors = listed("tensors", tensors)
+    check_type("plan", plan, GatherPlan, "a GatherPlan")
     if len(tensors) != len(plan.shapes):
         raise ValueError(
             f"tensors: expected {len(plan.shapes)}, as the plan has, got {len(tensors)}"

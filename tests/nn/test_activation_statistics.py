@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -147,3 +148,61 @@ def test_an_output_that_has_no_channels_is_refused_by_name() -> None:
         ActivationStatistics(model, ["0"]),
     ):
         model(torch.randn(2, 5, 3))
+
+
+class Features(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(3, 4, 1), nn.ReLU()
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(self.conv(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.features(x).mean((2, 3))
+
+
+def test_a_part_that_is_called_has_one_entry() -> None:
+    model = Features()
+    parts = torch.randn(4, 8, 3, 4, 4)
+    with ActivationStatistics(model) as stats, torch.no_grad():
+        for x in parts:
+            model.features(x)
+        outputs = model.relu(model.conv(parts.flatten(0, 1)))
+    expected = (outputs == 0).double().mean((0, 2, 3))
+    assert list(stats.apoz()) == ["relu"]
+    assert torch.equal(stats.apoz()["relu"], expected)
+
+
+def test_a_network_that_was_compiled_before_is_counted_whole() -> None:
+    model = Features()
+    compiled = torch.compile(model, backend="eager")
+    parts = [torch.randn(n, 3, 4, 4) for n in (8, 5)]
+    with torch.no_grad():
+        compiled(parts[0])
+        with ActivationStatistics(model) as stats:
+            for x in parts:
+                compiled(x)
+        outputs = torch.cat([model.features(x) for x in parts])
+    assert torch.equal(stats.apoz()["relu"], (outputs == 0).double().mean((0, 2, 3)))
+
+
+def test_threads_lose_no_counts() -> None:
+    model = Features()
+    x = torch.randn(2, 3, 4, 4)
+
+    def run() -> None:
+        with torch.no_grad():
+            for _ in range(100):
+                model(x)
+
+    with ActivationStatistics(model) as stats:
+        threads = [threading.Thread(target=run) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert list(stats.zeros()) == ["relu"]
+    expected = (model.features(x) == 0).sum((0, 2, 3))
+    assert torch.equal(stats.zeros()["relu"], expected * 400)
+    assert torch.equal(stats.apoz()["relu"], expected.double() / 32)

@@ -81,3 +81,20 @@ def test_counters_follow_the_network_and_are_nobodys_buffers() -> None:
     model.half().to("meta")
     assert model[0].zeros.device.type == "meta"
     assert model[0].zeros.dtype == torch.int64
+
+
+def test_counters_start_at_zero_after_the_meta_device() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), ReLUWithZeroCount(4))
+    model.to_empty(device="cpu")
+    assert int(model[1].positions) == 0
+    assert model[1].zeros.tolist() == [0] * 4
+
+
+def test_counters_stay_whole_numbers() -> None:
+    relu = ReLUWithZeroCount(2)
+    relu(torch.tensor([[-1.0, 1.0]]))
+    relu.type(torch.float32).to_empty(device="cpu")
+    relu(torch.tensor([[-1.0, 1.0]]))
+    assert relu.zeros.tolist() == [2, 0]
+    assert int(relu.positions) == 2

@@ -175,3 +175,16 @@ def test_errors() -> None:
     ):
         with pytest.raises(error, match=words):
             batch_norm_relu_zero_count(*arguments)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (0, 3), (2, 0, 4), (2, 3, 0, 4)])
+def test_backward_of_an_empty_batch(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, requires_grad=True)
+    mean, bias = torch.zeros(shape[1]), torch.zeros(shape[1], requires_grad=True)
+    variance, weight = torch.ones(shape[1]), torch.ones(shape[1], requires_grad=True)
+    counter = torch.zeros(shape[1], dtype=torch.int64)
+    batch_norm_relu_zero_count(x, mean, variance, weight, bias, counter).sum().backward()
+    for tensor in (x, weight, bias):
+        assert tensor.grad is not None
+        assert tensor.grad.shape == tensor.shape
+        assert not tensor.grad.any()

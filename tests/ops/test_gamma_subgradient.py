@@ -407,3 +407,19 @@ def test_tensors_without_memory_are_not_written_to() -> None:
 
     with torch.no_grad():
         assert float(gamma_penalty([zero])) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once_by_the_reference_too(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(4096, generator=generator).to(dtype)
+    scale = torch.randn(4096, generator=generator).to(dtype)
+    expected = (gradient.float() + 0.3 * scale.float().sign()).to(dtype)
+    moved = (scale.float().sign() * (scale.float().abs() - 0.3).clamp(min=0)).to(dtype)
+    for backend in ("cpp", "reference"):
+        with use_backend(backend):
+            sums, scales = gradient.clone(), scale.clone()
+            gamma_subgradient_([scale], [sums], 0.3)
+            gamma_proximal_([scales], 0.3)
+        assert torch.equal(sums, expected)
+        assert torch.equal(scales, moved)
