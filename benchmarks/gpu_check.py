@@ -45,7 +45,16 @@ NEEDED = {
     "triton": "Triton kernels",
     "numba": "numba kernels",
     "typer": "the command line",
+    **dict.fromkeys(("pydantic", "sklearn", "torchvision"), "pipelines and training steps"),
 }
+
+# Beside those of the ops.
+TRAINING_TESTS = (
+    "tests/data/test_device.py",
+    "tests/data/test_cache.py",
+    "tests/training/test_capture.py",
+    "tests/training/test_step.py",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +123,11 @@ def plan(out: Path, site: Path, wheels: Path | None, absent: Mapping[str, str]) 
     tests += [f"--junitxml={out / 'tests.xml'}", "--maxfail=60"]
     if "xdist" not in absent:
         tests += ["-n", str(min(8, os.cpu_count() or 1))]
-    bench = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "benchmarks/ops", "-m", "gpu"]
+    bench = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
+    bench += ["benchmarks/ops"]
+    if not _without(absent, "pydantic", "sklearn", "torchvision"):
+        tests += TRAINING_TESTS
+        bench += ["benchmarks/data", "benchmarks/training"]
     bench += ["--record", f"--benchmark-json={out / 'benchmarks.json'}"]
     no_tests = _without(absent, "pytest", "hypothesis")
     no_bench = _without(absent, "pytest", "pytest_benchmark")
