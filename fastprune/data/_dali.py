@@ -19,6 +19,7 @@ from fastprune.data._encoded import Cut, centre_cut, random_cut
 from fastprune.data._pipeline import Batch, Feed, InputPipeline, Kind, Placement
 from fastprune.data._telling import SILENT, Teller
 from fastprune.errors import DataError
+from fastprune.ops import crop_flip_normalize
 
 __all__ = ["open_pipeline"]
 
@@ -131,10 +132,23 @@ class _DaliPipeline(Batches):
         return random_cut(height, width, self._transform, generator)
 
     def _placed(self, pixels: torch.Tensor, fed: Fed, placement: Placement) -> Batch:
-        labels = torch.tensor(fed.labels, dtype=torch.int64)
-        if placement.device.type == "cuda":
-            labels = labels.pin_memory()
-        return placement.of((normalized(pixels, self._feed), labels))
+        """Flipped, normalised and laid out in one pass."""
+        device = placement.device
+        boxes = None
+        if self._feed.augment:
+            flips = [(0, 0, image.cut.flip) for image in fed.images]
+            boxes = _sent(torch.tensor(flips, dtype=torch.int32), device)
+        mean, std = (torch.tensor(values) * 255 for values in (self._feed.mean, self._feed.std))
+        x = crop_flip_normalize(
+            pixels,
+            torch.arange(len(pixels), device=device),
+            boxes,
+            mean=_sent(mean, device),
+            std=_sent(std, device),
+            dtype=placement.dtype,
+            channels_last=placement.channels_last,
+        )
+        return x, _sent(torch.tensor(fed.labels, dtype=torch.int64), device)
 
     def _leave_out(self, fed: Fed) -> None:
         """Counts a batch's bad files.
@@ -167,13 +181,11 @@ class _DaliPipeline(Batches):
         self._undecodable |= {bad.path: bad.reason for bad in found}
 
 
-def normalized(pixels: torch.Tensor, feed: Feed) -> torch.Tensor:
-    """uint8 ``[N, C, H, W]`` -> float32 on its device, (pixel / 255 - mean) / std."""
-    mean, std = (
-        torch.tensor(values).view(-1, 1, 1).mul_(255).to(pixels.device)
-        for values in (feed.mean, feed.std)
-    )
-    return pixels.to(torch.float32).sub_(mean).div_(std)
+def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On the device; a GPU is not waited for."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _threads(asked: int | None) -> int:

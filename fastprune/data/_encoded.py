@@ -28,7 +28,7 @@ class Cut:
         box: top, left, height and width of the part that is decoded.
         resized: height and width that the part is brought to.
         corner: row and column, in there, of the final square's first pixel.
-        flip: whether the part is mirrored left and right.
+        flip: whether that square is mirrored left and right.
     """
 
     box: tuple[int, int, int, int]
