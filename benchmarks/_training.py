@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from fastprune import models
+from fastprune.data import Feed, open_pipeline
 from fastprune.data._dataset import Images, PadCrop
-from fastprune.data._pipeline import Feed, open_pipeline
 from fastprune.training import TrainingOptions
 from fastprune.training._guard import LossGuard
 from fastprune.training._step import TrainingStep

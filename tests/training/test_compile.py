@@ -14,6 +14,7 @@ from fastprune.training._compile import Compiled
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
     torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
 
 
 def test_whole_batches_are_compiled_and_others_are_not() -> None:
