@@ -145,16 +145,20 @@ class Splits:
     listings: Mapping[str, Listing] = field(default_factory=dict)
 
     @property
+    def parts(self) -> dict[str, InputPipeline]:
+        """Those that there are, by name."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: pipeline for name, pipeline in parts.items() if pipeline is not None}
+
+    @property
     def bad_images(self) -> tuple[str, ...]:
         """Names of the files that could not be read so far, of all three parts."""
-        parts = (self.train, self.validation, self.test)
-        return tuple(name for part in parts if part is not None for name in part.bad_images)
+        return tuple(name for part in self.parts.values() for name in part.bad_images)
 
     def close(self) -> None:
         """Closes every pipeline."""
-        for pipeline in (self.train, self.validation, self.test):
-            if pipeline is not None:
-                pipeline.close()
+        for pipeline in self.parts.values():
+            pipeline.close()
 
 
 @dataclass(frozen=True, slots=True)

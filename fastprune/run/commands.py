@@ -166,6 +166,7 @@ def evaluate(
         "loss": round(metrics.loss, 6),
         "images": metrics.images,
         "bad_images": list(pipeline.bad_images),
+        "pipeline": pipeline.kind,
         "model": model,
         "dataset": given.name,
         "split": split,

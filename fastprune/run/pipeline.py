@@ -376,6 +376,7 @@ class _Run:
             unpruned=model,
             pruned=small,
             info=self.info,
+            pipelines={name: part.kind for name, part in self.splits.parts.items()},
             normalization_source=self.normalization.source,
             device=self.device,
             command=self.repeat,

@@ -42,6 +42,7 @@ def build_report(
     unpruned: nn.Module,
     pruned: nn.Module,
     info: DataInfo,
+    pipelines: Mapping[str, str],
     normalization_source: str,
     device: torch.device,
     command: str,
@@ -61,6 +62,7 @@ def build_report(
     return {
         "model": config.model.name,
         "dataset": config.data.name,
+        "pipelines": dict(pipelines),
         "method": config.method.name,
         "seed": config.seed,
         "normalization": {
