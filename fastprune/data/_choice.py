@@ -38,9 +38,10 @@ def choice(feed: Feed) -> Choice:
     if undecoded is None:
         return Choice("device", f"evaluation images are decoded once and kept in {feed.cache}")
     why = f"image files are decoded every time, since {undecoded}"
-    if torch.cuda.is_available() and _has_dali():
-        return Choice("dali", f"{why}; the GPU decodes them")
-    return Choice("torchvision", f"{why}, by worker processes")
+    if _has_dali():
+        where = "a GPU, or threads," if torch.cuda.is_available() else "threads"
+        return Choice("dali", f"{why}; by {where} that decode the part that is used alone")
+    return Choice("torchvision", f"{why}; by worker processes, and DALI would be faster")
 
 
 def _has_dali() -> bool:

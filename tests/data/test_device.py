@@ -179,14 +179,16 @@ def test_counts_are_those_of_every_pipeline() -> None:
     assert list(empty.epoch(0)) == []
 
 
-def test_auto_says_what_it_takes_and_why() -> None:
+def test_auto_says_what_it_takes_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     given = feed()
     files = feed(source=Files((), np.zeros(0, np.int64)), indices=np.zeros(0, np.int64))
     assert choice(given) == ("device", choice(given).reason)
     assert "in memory" in choice(given).reason
     assert open_pipeline(given).kind == "device"
     assert open_pipeline(given, "torchvision").kind == "torchvision"
-    assert choice(files).kind == "torchvision"
+    for there, kind in ((True, "dali"), (False, "torchvision")):
+        monkeypatch.setattr("fastprune.data._choice._has_dali", lambda there=there: there)
+        assert choice(files).kind == kind
 
 
 def test_image_files_for_training_are_refused_with_the_reason(tmp_path: Path) -> None:

@@ -9,9 +9,8 @@ from PIL import Image
 
 from fastprune.data import DataOptions, Feed, Files, Images, InputPipeline, PadCrop, ResizedCrop
 from fastprune.data import load as load_splits
-from fastprune.data._choice import open_pipeline
 from fastprune.data._draws import epoch_draws
-from fastprune.data._torchvision import pad_crop, random_box
+from fastprune.data._torchvision import open_pipeline, pad_crop, random_box
 from fastprune.errors import DataError
 
 ONES = (1 / 255, 1 / 255, 1 / 255)
