@@ -7,6 +7,7 @@ from numbers import Real
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = [
     "check_activation",
@@ -15,6 +16,7 @@ __all__ = [
     "check_tensor",
     "check_type",
     "check_vector",
+    "differentiated",
     "listed",
 ]
 
@@ -43,6 +45,16 @@ def listed(name: str, tensors: Iterable[Tensor] | Tensor) -> list[Tensor]:
         raise TypeError(f"{name}: expected a list of tensors, got one tensor")
     check_type(name, tensors, Iterable, "a list of tensors")
     return list(tensors)
+
+
+def differentiated(*tensors: Tensor | None) -> bool:
+    """Whether a call's derivative is asked for, so that autograd has to see it.
+
+    In forward mode, which no op has, autograd then says so; a tangent would be lost otherwise.
+    """
+    if forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def check_activation(x: Tensor) -> None:

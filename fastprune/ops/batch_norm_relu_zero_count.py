@@ -13,6 +13,7 @@ from fastprune.ops._checks import (
     check_eps,
     check_tensor,
     check_vector,
+    differentiated,
 )
 from fastprune.ops._extension import DTYPES, extension
 from fastprune.ops._layout import layout_of
@@ -214,8 +215,7 @@ def batch_norm_relu_zero_count(
         _check_dtype(name, vector.dtype, x.dtype, running_mean.dtype)
         check_vector(name, vector, x)
     arguments = (x, running_mean, running_var, weight, bias, counter, float(eps))
-    wanted = any(t is not None and t.requires_grad for t in (x, weight, bias))
-    if torch.is_grad_enabled() and wanted:
+    if differentiated(x, weight, bias):
         y: Tensor = _Function.apply(*arguments)
         return y
     y = _op(*arguments)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastprune.ops._checks import check_tensor, check_type
+from fastprune.ops._checks import check_tensor, check_type, differentiated
 from fastprune.ops._extension import DTYPES, extension
 from fastprune.ops._op import Implementation, define, public
 
@@ -284,8 +284,7 @@ def crop_generated_weights(
     _check_widths("out_channels", out_channels, encodings.shape[0], shape[0])
     _check_widths("in_channels", in_channels, encodings.shape[0], shape[1])
     arguments = (*tensors.values(), list(shape), list(out_channels), list(in_channels))
-    given = [t for t in tensors.values() if t is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+    if differentiated(*tensors.values()):
         flat: Tensor = _CropGeneratedWeights.apply(*arguments)
     else:
         flat = _op(*arguments)

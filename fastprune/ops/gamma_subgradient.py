@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from fastprune.ops._checks import listed
+from fastprune.ops._checks import differentiated, listed
 from fastprune.ops._extension import DTYPES, cuda_extension, extension, reading_tensors
 from fastprune.ops._gamma_arguments import (
     check_gradients,
@@ -343,14 +344,14 @@ def gamma_penalty(scales: Sequence[Tensor]) -> Tensor:
         ValueError: devices differ.
     """
     scales = listed("scales", scales)
-    if scales and not torch.is_grad_enabled():
+    if scales and not torch.is_grad_enabled() and forward_ad._current_level < 0:
         total: Tensor = _penalty.direct(_device(scales), scales)
         if total is not NotImplemented:
             return total
     check_scales(scales)
     if not scales:
         return torch.zeros(())
-    if torch.is_grad_enabled() and any(s.requires_grad for s in scales):
+    if differentiated(*scales):
         total = _Penalty.apply(*scales)
     else:
         total = _penalty(scales)

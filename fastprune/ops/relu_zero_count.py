@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastprune.ops._checks import check_activation, check_counter
+from fastprune.ops._checks import check_activation, check_counter, differentiated
 from fastprune.ops._extension import DTYPES, extension
 from fastprune.ops._layout import layout_of
 from fastprune.ops._op import Implementation, Kernel, define, public
@@ -100,7 +100,7 @@ def relu_zero_count(x: Tensor, counter: Tensor) -> Tensor:
     """
     check_activation(x)
     check_counter(counter, x)
-    if torch.is_grad_enabled() and x.requires_grad:
+    if differentiated(x):
         y: Tensor = _Function.apply(x, counter)
         return y
     y = _op(x, counter)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from fastprune.errors import BackendError
 from fastprune.ops import (
@@ -164,3 +165,32 @@ def test_an_unknown_vector_level_is_one_clear_error(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("FASTPRUNE_SIMD", "avx1024")
     with pytest.raises(BackendError, match="FASTPRUNE_SIMD: expected baseline, avx2, avx512 or"):
         extension()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: relu_zero_count(x, COUNTER.clone()),
+        lambda x: batch_norm_relu_zero_count(x, VECTOR, VECTOR, None, None, COUNTER.clone()),
+        lambda x: gamma_penalty([x]),
+        lambda x: crop_generated_weights(
+            x,
+            torch.ones(2, 3),
+            None,
+            torch.ones(1, 2),
+            None,
+            shape=(1, 1, 1, 1),
+            out_channels=[1, 1],
+            in_channels=[1, 1],
+        ),
+    ],
+)
+@pytest.mark.parametrize("grad", [True, False])
+def test_forward_mode_is_refused_rather_than_lost(
+    call: Callable[[torch.Tensor], object], grad: bool
+) -> None:
+    with torch.set_grad_enabled(grad), forward_ad.dual_level():
+        dual = forward_ad.make_dual(torch.rand(2, 3), torch.ones(2, 3))
+        with pytest.raises(RuntimeError, match=r"jvp|forward"):
+            call(dual)
+        call(torch.rand(2, 3))
