@@ -43,7 +43,9 @@ def listed(name: str, tensors: Iterable[Tensor] | Tensor) -> list[Tensor]:
     """The tensors as a list. One alone would pass for a sequence of them."""
     if isinstance(tensors, Tensor):
         raise TypeError(f"{name}: expected a list of tensors, got one tensor")
-    check_type(name, tensors, Iterable, "a list of tensors")
+    # An abstract class is asked for 0.3 µs.
+    if type(tensors) not in (list, tuple):
+        check_type(name, tensors, Iterable, "a list of tensors")
     return list(tensors)
 
 

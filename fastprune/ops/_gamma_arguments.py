@@ -68,7 +68,8 @@ def strength_numbers(
     """The numbers and the factors of a strength or a threshold."""
     if isinstance(value, Tensor):
         return [1.0], value
-    check_type(name, value, (list, tuple, Real), "a number, a list of numbers or a tensor")
+    if type(value) is not float:
+        check_type(name, value, (list, tuple, Real), "a number, a list of numbers or a tensor")
     numbers = list(map(float, value)) if isinstance(value, Sequence) else [float(value)]
     # A NaN would hide from min and max, not from the sum. A check of each in turn takes 53 layers
     # as long as the addition itself.
