@@ -89,6 +89,10 @@ def _method(given: Any) -> Any:
     return methods.registry.get(given["name"]).options.model_validate(dict(given))
 
 
+CHANGEABLE = frozenset({"max_bad_images", "pipeline", "workers", "cache", "cache_limit"})
+"""Options of the data that say how images are read, and not which images a network gets."""
+
+
 class RunConfig(_Options):
     """One run, whole: the network, the data, how it is trained, pruned and fine-tuned."""
 
@@ -120,6 +124,12 @@ class RunConfig(_Options):
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, mappings, numbers and strings, every default filled in."""
         return self.model_dump(mode="json")
+
+    def essence(self) -> dict[str, Any]:
+        """`to_dict` without what may be changed when a run goes on."""
+        found = self.to_dict()
+        found["data"] = {k: v for k, v in found["data"].items() if k not in CHANGEABLE}
+        return found
 
 
 class _Loader(yaml.SafeLoader):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from fastprune.data._decode import Bad
 from fastprune.data._telling import Teller
@@ -41,6 +41,19 @@ class BadImages:
                 )
             self.names += (bad.path,)
             self._teller.note(f"{bad.path}: not a readable image, left out: {bad.reason}")
+
+    def leaves(self, images: int, found: Sequence[Bad], *, training: bool) -> bool:
+        """Whether anything is left of a batch that was found to have bad files.
+
+        Raises:
+            DataError: nothing is left for a training step, and steps are counted.
+        """
+        if training and found and not images:
+            raise DataError(
+                f"{found[0].path}: none of the {len(found)} images of a training batch can be "
+                f"read: {found[0].reason}; mend or remove them"
+            )
+        return images > 0
 
     def _advice(self) -> str:
         if not self.names:

@@ -71,7 +71,7 @@ def unsupported(feed: Feed) -> str | None:
     needed = len(feed.indices) * _image_bytes(feed)
     if needed > feed.cache_limit:
         return (
-            f"its decoded images would take {needed / 1e9:.1f} GB, and "
+            f"its decoded images would take {needed / 1e9:.3g} GB, and "
             f"data.cache_limit={feed.cache_limit / 1e9:g}"
         )
     folder = next(f for f in (feed.cache, *feed.cache.absolute().parents) if f.exists())
@@ -80,7 +80,7 @@ def unsupported(feed: Feed) -> str | None:
     free = shutil.disk_usage(folder).free
     if needed > free and not _place(feed).path.exists():
         return (
-            f"its decoded images would take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
+            f"its decoded images would take {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are "
             f"free at data.cache={feed.cache}"
         )
     return None
@@ -137,6 +137,16 @@ def open_cache(feed: Feed, teller: Teller, bad: BadImages) -> Cache:
         DataError: more files are bad than may be, a file changed, or the cache cannot be written.
     """
     place = _place(feed)
+    try:
+        return _opened(place, feed, teller, bad)
+    except OSError as error:
+        raise DataError(
+            f"data.cache: {place.path.parent} cannot be used: {error.strerror}; give another "
+            "folder, or false to keep no decoded images"
+        ) from None
+
+
+def _opened(place: _Place, feed: Feed, teller: Teller, bad: BadImages) -> Cache:
     place.path.parent.mkdir(parents=True, exist_ok=True)
     with locked(place.path.parent / "lock", lambda: teller.note(_waiting(place))):
         if place.path.exists():
@@ -149,13 +159,7 @@ def open_cache(feed: Feed, teller: Teller, bad: BadImages) -> Cache:
                 os.utime(place.path)
                 return found
         _remove_leftovers(place)
-        try:
-            write_atomically(place.path, lambda path: _write(path, place, feed, teller, bad))
-        except OSError as error:
-            raise DataError(
-                f"data.cache: {place.path.parent} cannot be written to: {error.strerror}; give "
-                "another folder, or false to keep no decoded images"
-            ) from None
+        write_atomically(place.path, lambda path: _write(path, place, feed, teller, bad))
         _make_room(place, feed.cache_limit)
         return Cache(place, feed)
 

@@ -38,10 +38,10 @@ def choice(feed: Feed) -> Choice:
     if undecoded is None:
         return Choice("device", f"evaluation images are decoded once and kept in {feed.cache}")
     why = f"image files are decoded every time, since {undecoded}"
-    if _has_dali():
-        where = "a GPU, or threads," if torch.cuda.is_available() else "threads"
-        return Choice("dali", f"{why}; by {where} that decode the part that is used alone")
-    return Choice("torchvision", f"{why}; by worker processes, and DALI would be faster")
+    # Away from a GPU DALI is faster too, but says nothing of a JPEG that is damaged in its middle.
+    if torch.cuda.is_available() and _has_dali():
+        return Choice("dali", f"{why}; the GPU decodes them")
+    return Choice("torchvision", f"{why}; by worker processes")
 
 
 def _has_dali() -> bool:
@@ -60,7 +60,9 @@ def open_pipeline(feed: Feed, kind: Kind = "auto", teller: Teller = SILENT) -> I
         DataError: that kind does not feed such images here; the message says why.
     """
     if kind == "auto":
-        kind = choice(feed).kind
+        kind, reason = choice(feed)
+        if kind != "device" and not feed.augment:
+            teller.note(f"data.pipeline: {kind}: {reason}")
     if kind == "device":
         if isinstance(feed.source, Images):
             from fastprune.data import _device

@@ -105,9 +105,10 @@ class _DaliPipeline(Batches):
             )
             try:
                 for pixels, fed in made:
-                    self._leave_out(fed)
+                    some = self._leave_out(fed)
                     start += 1
-                    yield self._placed(pixels, fed, placement)
+                    if some:
+                        yield self._placed(pixels, fed, placement)
             except DecodingFailed as error:
                 # A new graph goes on from this batch, without the files that cannot be read.
                 self._find_undecodable(error)
@@ -150,20 +151,16 @@ class _DaliPipeline(Batches):
         )
         return x, _sent(torch.tensor(fed.labels, dtype=torch.int64), device)
 
-    def _leave_out(self, fed: Fed) -> None:
-        """Counts a batch's bad files.
+    def _leave_out(self, fed: Fed) -> bool:
+        """Counts a batch's bad files, and says whether anything is left of it.
 
         Raises:
-            DataError: they are too many, or the whole batch, or a file changed.
+            DataError: they are too many, or a file changed.
         """
         if fed.unusable is not None:
             raise DataError(f"{fed.unusable.path}: {fed.unusable.reason}")
         self._bad.add(fed.bad)
-        if not fed.images:
-            raise DataError(
-                f"{fed.bad[0].path}: none of the {len(fed.bad)} images of its batch can be read: "
-                f"{fed.bad[0].reason}"
-            )
+        return self._bad.leaves(len(fed.images), fed.bad, training=self._feed.shuffle)
 
     def _find_undecodable(self, error: DecodingFailed) -> None:
         """Notes which of the files that DALI failed on cannot be read at all.

@@ -67,6 +67,8 @@ class _DecodedPipeline(Batches):
         mean, std = (t.to(placement.device) for t in (self._mean, self._std))
         for chunk in self.chunks(epoch, start):
             rows, labels = self._readable(np.searchsorted(feed.indices, chunk))
+            if not len(rows):
+                continue
             pixels, chosen = self._rows(rows, placement.device)
             x = crop_flip_normalize(
                 pixels,
@@ -96,11 +98,6 @@ class _DecodedPipeline(Batches):
         if holes:
             bad = [holes[row] for row in rows.tolist() if row in holes]
             self._bad.add(bad)
-            if len(bad) == len(rows):
-                raise DataError(
-                    f"{bad[0].path}: none of the {len(bad)} images of its batch can be read: "
-                    f"{bad[0].reason}"
-                )
             rows = rows[~np.isin(rows, list(holes))]
         return rows, self._feed.source.labels[self._feed.indices[rows]]
 

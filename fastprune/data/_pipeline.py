@@ -45,6 +45,10 @@ class Placement:
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
 
+    def __post_init__(self) -> None:
+        if self.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise TypeError(f"dtype: expected float32, bfloat16 or float16, got {self.dtype}")
+
     def of(self, batch: Batch) -> Batch:
         """A batch so placed; copies from pinned memory are not waited for."""
         x, y = (part.to(self.device, non_blocking=True) for part in batch)

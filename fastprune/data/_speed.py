@@ -84,6 +84,7 @@ def measure_pipelines(
         "test_limit": min(options.test_limit or _MOST_IMAGES, _MOST_IMAGES),
     }
     whole, _ = feeds(options, seed)
+    chosen = {part: choice(feed) for part, feed in whole.items()}
     if isinstance(whole["train"].source, Files):
         whole, _ = feeds(options.model_copy(update=limits), seed)
     placement = Placement(torch.device(device), channels_last=True)
@@ -95,7 +96,7 @@ def measure_pipelines(
                 speeds.append(_measured(whole[part], kind, placement, seconds, teller))
                 task.advance(1)
             best = max(speeds, key=lambda speed: speed.images_per_second or 0.0)
-            found.append(PartSpeeds(part, tuple(speeds), best.kind, choice(whole[part])))
+            found.append(PartSpeeds(part, tuple(speeds), best.kind, chosen[part]))
     return found
 
 

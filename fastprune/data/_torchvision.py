@@ -105,6 +105,7 @@ class _FilesPipeline(Batches):
         bare = without_source(feed)
         self._workers = Workers(feed, partial(_finished, feed=bare), self.batches)
         self._bad = BadImages(feed.max_bad_images, teller)
+        self._under_way: object = None
 
     @property
     def bad_images(self) -> tuple[str, ...]:
@@ -113,13 +114,18 @@ class _FilesPipeline(Batches):
     def epoch(
         self, epoch: int, start: int = 0, *, placement: Placement = _AS_IT_IS
     ) -> Iterator[Batch]:
+        # A new epoch takes the workers over: an older one must not take its batches.
+        mine = self._under_way = object()
         for made in self._workers.batches(self.chunks(epoch, start), epoch):
             try:
-                check_made(made, self._bad)
+                some = check_made(made, self._bad, training=self._feed.shuffle)
             except DataError:
                 self.close()
                 raise
-            yield placement.of((made.pixels, made.labels))
+            if some:
+                yield placement.of((made.pixels, made.labels))
+            if self._under_way is not mine:
+                return
 
     def close(self) -> None:
         self._workers.close()

@@ -56,20 +56,16 @@ class Made(NamedTuple):
     unusable: Unusable | None
 
 
-def check_made(made: Made, bad: BadImages) -> None:
-    """Counts what was left out.
+def check_made(made: Made, bad: BadImages, *, training: bool) -> bool:
+    """Counts what was left out, and says whether anything is left of the batch.
 
     Raises:
-        DataError: more is bad than may be, a file changed, or nothing is left of the batch.
+        DataError: more is bad than may be, a file changed, or too little is left to train on.
     """
     if made.unusable is not None:
         raise DataError(f"{made.unusable.path}: {made.unusable.reason}")
     bad.add(made.bad)
-    if not len(made.labels):
-        raise DataError(
-            f"{made.bad[0].path}: none of the {len(made.bad)} images of its batch can be read: "
-            f"{made.bad[0].reason}"
-        )
+    return bad.leaves(len(made.labels), made.bad, training=training)
 
 
 def without_source(feed: Feed) -> Feed:

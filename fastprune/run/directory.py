@@ -245,8 +245,8 @@ def open_directory(
 
     Args:
         path: the folder.
-        config: what is to be run; the folder must be new, empty or of the very same configuration,
-            unless the run there ended before it made anything.
+        config: what is to be run; the folder must be new, empty or of the same configuration but
+            for how images are read, unless the run there ended before it made anything.
         fresh: remove what an earlier run left (only files that fastprune writes) and start anew.
 
     Raises:
@@ -269,7 +269,9 @@ def open_directory(
             _refuse_other(path, config)
         else:
             write_json(path / ENVIRONMENT, environment())
-            write_atomically(path / CONFIG, to_yaml(config).encode())
+        content = to_yaml(config).encode()
+        if not (path / CONFIG).exists() or (path / CONFIG).read_bytes() != content:
+            write_atomically(path / CONFIG, content)
         yield RunDirectory(path)
 
 
@@ -316,7 +318,7 @@ def _holds_results(path: Path) -> bool:
 
 
 def _refuse_other(path: Path, config: RunConfig) -> None:
-    there, wanted = saved_config(path).to_dict(), config.to_dict()
+    there, wanted = saved_config(path).essence(), config.essence()
     differing = list(_differences(there, wanted))
     if differing:
         shown = "; ".join(differing[:3]) + ("; …" if len(differing) > 3 else "")

@@ -187,7 +187,7 @@ class _Run:
         given = Path(weights) if weights else None
         code = Path(config.model.name.rpartition(":")[0]).expanduser()
         return {
-            "config": config.to_dict() | {"finetune": None, "latency": None},
+            "config": config.essence() | {"finetune": None, "latency": None},
             "weights": sha256_of(given) if given is not None and given.is_file() else weights,
             "code": sha256_of(code) if code.suffix == ".py" and code.is_file() else None,
         }

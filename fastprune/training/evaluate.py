@@ -93,6 +93,11 @@ def check_classes(logits: torch.Tensor, images: int, highest: int, name: str) ->
         highest: label of the dataset; looking at those of a batch would wait for the device.
         name: of the work, for the message.
     """
+    if not isinstance(logits, torch.Tensor):
+        raise TrainingError(
+            f"{name}: expected logits [{images}, classes] from the network, got a "
+            f"{type(logits).__name__}"
+        )
     if logits.ndim != 2 or logits.shape[0] != images:
         raise TrainingError(
             f"{name}: expected logits [{images}, classes] from the network, got "

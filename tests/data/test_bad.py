@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,11 +53,31 @@ def test_one_bad_file_too_many_is_an_error(workers: int, tmp_path: Path) -> None
         labels_of(lenient, 0)
 
 
-def test_a_batch_of_bad_files_alone_is_an_error(tmp_path: Path) -> None:
+def test_a_batch_of_bad_files_alone(tmp_path: Path) -> None:
+    """Left out of an evaluation; in training steps are counted, and one would be missing."""
     source = photographs(tmp_path / "a", 12, broken=(4, 5, 6, 7))
-    feed = feed_of(source, max_bad_images=9, augment=False, shuffle=False)
-    with pytest.raises(DataError, match="none of the 4 images of its batch can be read"):
-        labels_of(open_pipeline(feed, "torchvision"), 0)
+    plain = feed_of(source, max_bad_images=9, augment=False, shuffle=False)
+    for kind in ("torchvision", "device"):
+        kept = replace(plain, cache=tmp_path / "cache")
+        batches = [y.tolist() for _, y in open_pipeline(kept, kind).epoch(0)]
+        assert batches == [[0, 1, 2, 3], [8, 9, 10, 11]]
+    one = feed_of(source, max_bad_images=9, batch_size=1)
+    with pytest.raises(DataError, match="none of the 1 images of a training batch can be read"):
+        labels_of(open_pipeline(one, "torchvision"), 0)
+
+
+def test_a_new_epoch_ends_the_one_before(tmp_path: Path) -> None:
+    source = photographs(tmp_path / "a", 24)
+    for workers in (0, 1):
+        pipeline = open_pipeline(feed_of(source, workers=workers), "torchvision")
+        old = pipeline.epoch(0)
+        next(old)
+        new = pipeline.epoch(1)
+        first = next(new)[1].tolist()
+        assert list(old) == []
+        rest = [label for _, y in new for label in y.tolist()]
+        assert sorted(first + rest) == list(range(24))
+        pipeline.close()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -238,7 +238,7 @@ def test_what_cannot_be_kept_says_why(folder: Path, tmp_path: Path) -> None:
         ({"cache": None}, "data.cache is false"),
         (
             {"cache_limit": needed - 1},
-            "its decoded images would take 0.0 GB, and data.cache_limit",
+            "its decoded images would take 0.000225 GB, and data.cache_limit",
         ),
         ({"cache": folder / "00.jpg"}, "cannot be written to"),
     ):

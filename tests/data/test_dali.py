@@ -366,8 +366,7 @@ def test_a_batch_of_nothing_but_bad_files(how: str, tmp_path: Path) -> None:
     source = spoiled(jpegs(tmp_path, 12), dict.fromkeys((4, 5, 6, 7), how))
     made = open_pipeline(feed(source, max_bad_images=8, **EVALUATION), "dali").epoch(0)
     assert len(next(made)[1]) == 4
-    with pytest.raises(DataError, match="none of the 4 images of its batch can be read"):
-        next(made)
+    assert [y.tolist() for _, y in made] == [[8, 9, 10, 11]]
 
 
 @pytest.mark.usefixtures("dali")

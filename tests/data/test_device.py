@@ -187,7 +187,8 @@ def test_auto_says_what_it_takes_and_why(monkeypatch: pytest.MonkeyPatch) -> Non
     assert open_pipeline(given).kind == "device"
     assert open_pipeline(given, "torchvision").kind == "torchvision"
     for there, kind in ((True, "dali"), (False, "torchvision")):
-        monkeypatch.setattr("fastprune.data._choice._has_dali", lambda there=there: there)
+        monkeypatch.setattr("fastprune.data._choice._has_dali", lambda: True)
+        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
         assert choice(files).kind == kind
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from fastprune.config import RunConfig, make_config
 from fastprune.errors import ConfigError
-from fastprune.files import TEMPORARY
+from fastprune.files import TEMPORARY, write_json
 from fastprune.run.directory import open_directory, saved_config
 
 
@@ -197,3 +197,21 @@ def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path: Path, child: 
         with contextlib.suppress(ProcessLookupError):
             os.killpg(first.pid, signal.SIGKILL)
         first.wait()
+
+
+def test_how_images_are_read_may_change_and_which_may_not(tmp_path: Path) -> None:
+    with open_directory(tmp_path, config()) as directory:
+        write_json(directory.plan, {})
+    lenient = {"max_bad_images": 3, "workers": 1, "cache": False, "pipeline": "torchvision"}
+    changed = config().data.model_copy(update=lenient)
+    wanted = config().model_copy(update={"data": changed})
+
+    with open_directory(tmp_path, wanted) as directory:
+        assert directory.plan.exists()
+
+    assert saved_config(tmp_path) == wanted
+    other = config().model_copy(
+        update={"data": config().data.model_copy(update={"batch_size": 7})}
+    )
+    with pytest.raises(ConfigError, match=r"data\.batch_size"), open_directory(tmp_path, other):
+        pass
