@@ -79,7 +79,7 @@ def open_pipeline(feed: Feed, kind: Kind = "auto", teller: Teller = SILENT) -> I
             )
         from fastprune.data import _dali
 
-        return _dali.open_pipeline(feed, teller)
+        return _dali.open_pipeline(feed, feed.source, teller)
     from fastprune.data import _torchvision
 
     return _torchvision.open_pipeline(feed, teller)

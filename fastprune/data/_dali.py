@@ -32,17 +32,12 @@ _MISSING = (
 _MOST_THREADS = 8
 
 
-def open_pipeline(feed: Feed, teller: Teller = SILENT) -> InputPipeline:
+def open_pipeline(feed: Feed, source: Files, teller: Teller = SILENT) -> InputPipeline:
     """The DALI pipeline of image files.
 
     Raises:
-        DataError: the images are in memory already, or DALI is missing or does not load.
+        DataError: DALI is missing or does not load.
     """
-    if not isinstance(feed.source, Files):
-        raise DataError(
-            "data.pipeline: dali decodes image files, and these images are in memory; "
-            "take data.pipeline=device"
-        )
     try:
         import nvidia.dali  # noqa: F401
     except ImportError as error:
@@ -50,7 +45,7 @@ def open_pipeline(feed: Feed, teller: Teller = SILENT) -> InputPipeline:
         if error.name in ("nvidia", "nvidia.dali"):
             raise DataError(f"data.pipeline: {_MISSING}") from error
         raise DataError(f"data.pipeline: DALI does not load: {error}") from error
-    return _DaliPipeline(feed, feed.source, teller)
+    return _DaliPipeline(feed, source, teller)
 
 
 class _DaliPipeline(Batches):

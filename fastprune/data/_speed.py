@@ -128,7 +128,12 @@ def _timed(pipeline: InputPipeline, kind: Kind, placement: Placement, seconds: f
 
 def _endless(pipeline: InputPipeline, placement: Placement) -> Iterator[Batch]:
     for epoch in itertools.count():
-        yield from pipeline.epoch(epoch, placement=placement)
+        some = False
+        for batch in pipeline.epoch(epoch, placement=placement):
+            some = True
+            yield batch
+        if not some:
+            raise DataError("none of these images can be read")
 
 
 def _wait(device: torch.device) -> None:

@@ -54,8 +54,11 @@ def _subgradient_reference(
         signs = [s * f.to(s.dtype) for s, f in zip(signs, each_factor, strict=True)]
     # Half precision is calculated in float32 and rounded once.
     sums = [gradient.to(_wide(gradient), copy=True) for gradient in gradients]
-    for total, sign, strength in zip(sums, signs, _each(strengths, len(scales)), strict=True):
-        total.add_(sign, alpha=strength)
+    if len(strengths) == 1:
+        torch._foreach_add_(sums, signs, alpha=strengths[0])
+    else:
+        for total, sign, strength in zip(sums, signs, strengths, strict=True):
+            total.add_(sign, alpha=strength)
     torch._foreach_copy_(list(gradients), sums)
 
 
