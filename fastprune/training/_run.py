@@ -45,8 +45,9 @@ class Run:
         device: torch.device,
         name: str,
         say: Callable[[str], None],
+        stop: Callable[[int], bool] | None,
     ) -> None:
-        self._say = say
+        self._say, self._stop = say, stop
         self._model, self._step, self._options, self._splits = model, step, options, splits
         self._store, self._device, self._name = store, device, name
         self._guard = LossGuard(device, name)
@@ -66,10 +67,10 @@ class Run:
         return self.epoch * self._splits.train.batches + self.batch
 
     def over(self) -> bool:
-        """Whether all epochs are done, or early stopping ends them."""
-        return self.epoch >= self._options.epochs or stalled(
-            self.history, self._options.early_stop
-        )
+        """Whether all epochs are done, or early stopping or the caller ends them."""
+        if self.epoch >= self._options.epochs or stalled(self.history, self._options.early_stop):
+            return True
+        return bool(self.epoch) and self._stop is not None and self._stop(self.epoch)
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """What is left of the epoch."""
