@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import nn
 
 from fastprune.data import Splits
 from fastprune.errors import BudgetError
 from fastprune.graph import ChannelGraph, PruningPlan
 from fastprune.graph.budget import MIN_CHANNELS, Ranking
+from fastprune.options import Options, expecting
 from fastprune.records import Budget
 from fastprune.registry import Registry
 from fastprune.training import TrainingOptions
@@ -31,10 +32,8 @@ __all__ = [
 registry: Registry[Callable[..., MethodResult]] = Registry("methods", "fastprune.methods")
 
 
-class MethodOptions(BaseModel):
+class MethodOptions(Options):
     """What every method's own options model derives from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
 
@@ -53,16 +52,17 @@ class MethodOptions(BaseModel):
         return []
 
 
-class PruneOptions(BaseModel):
+class PruneOptions(Options):
     """How small, and where not: common to all methods that rank channels by score."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     budget: dict[str, float] | None = None
     round_to: int = Field(default=1, ge=1)
-    min_channels: int | float = Field(default=MIN_CHANNELS, ge=0)
+    min_channels: Annotated[
+        Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)],
+        expecting("a count of channels or a fraction below 1"),
+    ] = MIN_CHANNELS
     ranking: Ranking = "global"
-    ratios: dict[str, float] = {}
+    ratios: dict[str, float] = Field(default={})
     keep: tuple[str, ...] = ()
 
     @field_validator("budget")

@@ -6,7 +6,7 @@ Liu et al., *Learning Efficient Convolutional Networks through Network Slimming*
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from fastprune.methods import (
     registry,
 )
 from fastprune.nn import SparsityPenalty
+from fastprune.options import expecting
 from fastprune.pruning import measure_latency
 from fastprune.training import TrainingOptions, fit
 
@@ -66,7 +67,9 @@ class SlimmingOptions(MethodOptions):
     on_empty: OnEmpty = "keep"
     mode: Literal["cut", "masked"] = "cut"
     scratch: Literal["E", "B"] | None = None
-    select: tuple[str, ...] | Literal["auto"] = "auto"
+    select: Annotated[
+        tuple[str, ...] | Literal["auto"], expecting("a list of patterns of names, or auto")
+    ] = "auto"
 
     @property
     def needs_baseline(self) -> bool:

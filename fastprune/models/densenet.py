@@ -6,10 +6,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from fastprune.models._network import CIFAR_INPUT, registry
+from fastprune.options import Options
 
 __all__ = ["CifarDenseNet", "DenseNetOptions", "densenet40_cifar"]
 
@@ -25,15 +26,13 @@ def layers_per_block(depth: int) -> int:
     return (depth - 4) // 3
 
 
-class DenseNetOptions(BaseModel):
+class DenseNetOptions(Options):
     """Options of the CIFAR DenseNets.
 
     Attributes:
         depth: 3n+4.
         growth: channels that each layer adds; the stem has twice as many.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     depth: int = 40
     growth: int = Field(12, ge=1)

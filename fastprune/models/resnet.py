@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import field_validator
 from torch import Tensor, nn
 
 from fastprune.models._network import CIFAR_INPUT, IMAGENET_NORMALIZATION, registry
+from fastprune.options import Options
 
 __all__ = [
     "CifarResNet",
@@ -41,7 +42,7 @@ def blocks_per_stage(depth: int) -> int:
     return (depth - 2) // 6
 
 
-class ResNetOptions(BaseModel):
+class ResNetOptions(Options):
     """Options of the CIFAR ResNets.
 
     Attributes:
@@ -50,8 +51,6 @@ class ResNetOptions(BaseModel):
             parameters, as in the paper's CIFAR networks), ``B`` projects with a 1x1 convolution
             and batch norm.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     depth: int | None = None
     shortcut: Shortcut = "A"
