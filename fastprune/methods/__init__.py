@@ -47,6 +47,11 @@ class MethodOptions(Options):
         """Norm layers that get a selected group, as `fastprune.trace` takes them."""
         return ()
 
+    @property
+    def recipes(self) -> dict[str, TrainingOptions]:
+        """What the method trains by besides ``finetune``, by the names of its options."""
+        return {}
+
     def problems(self, prune: PruneOptions) -> list[str]:
         """What does not go together with the common options, ``field: what would be right``."""
         return []

@@ -79,6 +79,10 @@ class SlimmingOptions(MethodOptions):
     def selected(self) -> tuple[str, ...] | Literal["auto"]:
         return self.select
 
+    @property
+    def recipes(self) -> dict[str, TrainingOptions]:
+        return {} if self.train is None else {"train": self.train}
+
     def problems(self, prune: PruneOptions) -> list[str]:
         found = []
         if self.start == "scratch" and self.train is None:
@@ -225,6 +229,7 @@ def _sparse(context: MethodContext, options: SlimmingOptions) -> nn.Module:
             after_step=None if subgradient else penalty.proximal,
             progress=context.progress,
             name="sparse training",
+            field="method.train",
         )
         save_state(result, model)
     model = context.fresh(context.seed)

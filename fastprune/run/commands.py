@@ -31,6 +31,7 @@ from fastprune.run.networks import (
     device_of,
     set_threads,
 )
+from fastprune.run.report import channel_facts
 from fastprune.training import Progress, choose_progress
 from fastprune.training import evaluate as measure
 
@@ -85,14 +86,7 @@ def count(
     if wanted is not None:
         found["pruned"] = graph.count(wanted, counting).to_dict()
     if groups:
-        found["groups"] = [
-            {"name": group.name, "channels": group.channels, "kind": group.kind}
-            for group in graph.groups
-        ]
-        found["unprunable"] = [
-            {"name": row.name, "channels": row.channels, "reason": row.reason}
-            for row in graph.unprunable
-        ]
+        found |= channel_facts(graph)
     return found
 
 

@@ -26,7 +26,7 @@ from fastprune.files import digest_of, sha256_of, write_json
 from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, mask_plan, trace
 from fastprune.methods import MethodContext
 from fastprune.methods import registry as methods
-from fastprune.run.checks import budget_lines, check_oracle, check_reachable
+from fastprune.run.checks import budget_lines, check_oracle, check_reachable, check_recipes
 from fastprune.run.directory import RunDirectory, StageRecord, open_directory
 from fastprune.run.networks import (
     build_network,
@@ -35,7 +35,7 @@ from fastprune.run.networks import (
     device_of,
     set_threads,
 )
-from fastprune.run.report import build_report
+from fastprune.run.report import build_report, channel_facts
 from fastprune.training import Progress, TrainingOptions, choose_progress, evaluate, fit
 
 __all__ = ["run"]
@@ -69,6 +69,7 @@ def run(
     """
     device = device_of(config.device)
     set_threads(config.threads)
+    check_recipes(config, device)
     with open_directory(path, config, fresh=fresh) as directory:
         this = _Run(config, directory, device, choose_progress(quiet=quiet))
         try:
@@ -199,13 +200,14 @@ class _Run:
         )
         if message:
             self.say(message)
+        check_recipes(config, self.device, self.splits.train)
         graph = self.trace(model.to(self.device))
         check_outputs(graph, self.info.num_classes, config.model.name)
         self.say(f"reachable: {check_reachable(self.config.prune, graph)}")
         if config.baseline is not None:
             self.train(model, config.baseline, work, "baseline")
         artifact.save_state(self.directory.baseline, model)
-        write_json(self.directory.graph, _described(graph))
+        write_json(self.directory.graph, channel_facts(graph))
         trained = config.baseline is not None or config.model.weights is not None
         results = {
             "trained": trained,
@@ -221,6 +223,7 @@ class _Run:
         work: Path,
         name: str,
         teacher: nn.Module | None = None,
+        field: str | None = None,
     ) -> None:
         fit(
             model,
@@ -232,6 +235,7 @@ class _Run:
             teacher=teacher,
             progress=self.progress,
             name=name,
+            field=field,
         )
 
     # Plan
@@ -323,18 +327,19 @@ class _Run:
         model = self.unpruned()
         graph = self.trace(model)
         small = apply_plan(model, graph, plan)
-        recipe = config.finetune
+        recipe, field = config.finetune, "finetune"
         if facts["finetune"] is not None:
             recipe = TrainingOptions.model_validate(facts["finetune"])
+            field = next((f"method.{name}" for name in config.method.recipes), field)
         if recipe is None:
             artifact.restore(small, artifact.load_state(directory.start))
         elif facts["masked"]:
             masked = mask_plan(model, graph, plan)
-            self.train(masked, recipe, work, "masked fine-tuning", self.teacher(recipe))
+            self.train(masked, recipe, work, "masked fine-tuning", self.teacher(recipe), field)
             small = apply_plan(masked, graph, plan)
         else:
             artifact.restore(small, artifact.load_state(directory.start))
-            self.train(small, recipe, work, "fine-tuning", self.teacher(recipe))
+            self.train(small, recipe, work, "fine-tuning", self.teacher(recipe), field)
         metrics = self.measure(small)
         artifact.save(
             directory.pruned,
@@ -384,16 +389,3 @@ class _Run:
         )
         write_json(self.directory.report, content)
         return {}, (self.directory.report,)
-
-
-def _described(graph: ChannelGraph) -> dict[str, Any]:
-    return {
-        "groups": [
-            {"name": group.name, "channels": group.channels, "kind": group.kind}
-            for group in graph.groups
-        ],
-        "unprunable": [
-            {"name": row.name, "channels": row.channels, "reason": row.reason}
-            for row in graph.unprunable
-        ],
-    }

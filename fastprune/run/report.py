@@ -21,6 +21,7 @@ from fastprune.run.directory import StageRecord
 
 __all__ = [
     "build_report",
+    "channel_facts",
     "interleaved_latency",
     "narrowest_groups",
     "print_counts",
@@ -178,6 +179,20 @@ def narrowest_groups(graph: ChannelGraph, plan: PruningPlan) -> list[dict[str, A
         ):
             found[size] = row
     return list(found.values())
+
+
+def channel_facts(graph: ChannelGraph) -> dict[str, Any]:
+    """The groups of a network, and what cannot be pruned and why; plain data."""
+    return {
+        "groups": [
+            {"name": group.name, "channels": group.channels, "kind": group.kind}
+            for group in graph.groups
+        ],
+        "unprunable": [
+            {"name": row.name, "channels": row.channels, "reason": row.reason}
+            for row in graph.unprunable
+        ],
+    }
 
 
 def print_report(report: Mapping[str, Any]) -> None:
