@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -13,14 +12,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
 from fastprune.config import RunConfig, make_config, to_yaml
 from fastprune.data import Listing
-from fastprune.errors import ConfigError, DataError
+from fastprune.errors import ConfigError, DataError, FastpruneError
 from fastprune.files import TEMPORARY, digest_of, sha256_of, write_atomically, write_json
+from fastprune.run.lock import locked
 
 __all__ = ["STAGES", "RunDirectory", "StageRecord", "is_run_directory", "open_directory"]
 
@@ -279,6 +279,9 @@ def open_directory(
 ) -> Iterator[RunDirectory]:
     """The run directory at ``path``, made if need be and locked while open.
 
+    Where what is done with it is refused by a FastpruneError before it left a result, nothing of
+    it stays.
+
     Args:
         path: the folder.
         config: what is to be run; the folder must be new, empty or of the same configuration but
@@ -291,11 +294,12 @@ def open_directory(
             in progress.
     """
     _refuse_foreign(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{path}: cannot make the run directory: {error.strerror}") from None
-    with _locked(path):
+    with locked(path / LOCK):
         if fresh:
             _clear(path)
         for leftover in path.rglob(f"{TEMPORARY}*"):
@@ -309,7 +313,12 @@ def open_directory(
         content = to_yaml(config).encode()
         if not (path / CONFIG).exists() or (path / CONFIG).read_bytes() != content:
             write_atomically(path / CONFIG, content)
-        yield RunDirectory(path)
+        try:
+            yield RunDirectory(path)
+        except FastpruneError:
+            if not _holds_results(path):
+                _remove(path, missing)
+            raise
 
 
 def environment() -> dict[str, Any]:
@@ -397,28 +406,16 @@ def _clear(path: Path) -> None:
             (path / name).unlink(missing_ok=True)
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    # A record lock rather than flock: data loader workers that outlive a killed run by seconds
-    # inherit an flock with the open file and would keep the next run out; not record locks.
-    try:
-        stream: IO[str] = (path / LOCK).open("a+")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot write there: {error.strerror}") from None
-    with stream:
+def _remove(path: Path, made: list[Path]) -> None:
+    """Removes what a run without results left, and the folders that were made for it."""
+    _clear(path)
+    (path / LOCK).unlink(missing_ok=True)
+    for folder in made:
         try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.rmdir()
         except OSError:
-            stream.seek(0)
-            owner = stream.read().strip()
-            raise ConfigError(
-                f"{path}: another run is using this directory (process {owner or 'unknown'}); "
-                "wait for it, or use another --out"
-            ) from None
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
-        yield
+            # Somebody else put something there meanwhile.
+            return
 
 
 def _read_json(path: Path) -> Any:

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from fastprune.data import InputPipeline, Splits
+from fastprune.errors import DataError
 from fastprune.files import digest_of
+from fastprune.training._alone import images_between, left_alone
 from fastprune.training._device import name_of
 from fastprune.training._guard import LossGuard, check_weights
 from fastprune.training._pace import Pace
@@ -85,13 +87,19 @@ class Run:
         """The next batch's share of the images of its step."""
         pipeline, accumulate = self._splits.train, self._options.accumulate
         first = self.batch - self.batch % accumulate
-        images = _images_between(pipeline, first, first + accumulate)
-        return _images_between(pipeline, self.batch, self.batch + 1) / images
+        images = images_between(pipeline, first, first + accumulate)
+        return images_between(pipeline, self.batch, self.batch + 1) / images
 
     def ends_step(self) -> bool:
         """Whether the next batch is its step's last."""
         after = self.batch + 1
         return after % self._options.accumulate == 0 or after == self._splits.train.batches
+
+    def leaves_out(self, labels: torch.Tensor) -> bool:
+        """Whether the next batch is one to leave out; then it counts as done."""
+        alone = left_alone(self._splits.train, self.batch, len(labels))
+        self.batch += alone
+        return alone
 
     def note(
         self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, rate: float
@@ -110,7 +118,19 @@ class Run:
         return {"epoch": self.epoch + 1, "loss": seen, **self._pace.figures()}
 
     def close_epoch(self) -> dict[str, float]:
-        """Reads the epoch's figures, validates, and turns to the next; gives figures to show."""
+        """Reads the epoch's figures, validates, and turns to the next; gives figures to show.
+
+        Raises:
+            TrainingError: a loss was not finite.
+            DataError: every batch was left out.
+        """
+        if not self._totals.images:
+            names = self._splits.train.bad_images
+            raise DataError(
+                f"{self._name}: of every training batch of epoch {self.epoch + 1} one image alone "
+                f"can be read; mend or remove {', '.join(names[:5])}"
+                + (", …" if len(names) > 5 else "")
+            )
         self._guard.check(self._kept)
         train = self._totals.read()
         seconds, figures = self._pace.seconds, self._pace.figures()
@@ -266,11 +286,6 @@ def identity_of(
         "tensors": {name: list(t.shape) for name, t in model.state_dict().items()},
     }
     return digest_of(facts)
-
-
-def _images_between(pipeline: InputPipeline, first: int, end: int) -> int:
-    size = pipeline.batch_size
-    return min(end * size, pipeline.images) - first * size
 
 
 def _metrics_of(record: EpochRecord, pipeline: InputPipeline | None) -> Metrics | None:

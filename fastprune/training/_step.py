@@ -155,6 +155,11 @@ class TrainingStep:
             self._update(rate)
         return loss, logits, y
 
+    def skip(self, rate: float, *, last: bool) -> None:
+        """In place of `run` for a batch that is left out: the others of its step still count."""
+        if last and any(weight.grad is not None for weight in self._weights):
+            self._update(rate)
+
     def close(self) -> None:
         """Lets go of graphs and compiled code, which refer to this step and hold memory."""
         self._captured = self._compiled = None

@@ -97,9 +97,12 @@ def fit(
             while not run.over():
                 model.train()
                 for batch in run.batches():
-                    rate, last = run.learning_rate(), run.ends_step()
-                    loss, logits, labels = step.run(batch, run.share(), rate, last=last)
-                    figures = run.note(loss, logits, labels, rate)
+                    rate, last, figures = run.learning_rate(), run.ends_step(), {}
+                    if run.leaves_out(batch[1]):
+                        step.skip(rate, last=last)
+                    else:
+                        loss, logits, labels = step.run(batch, run.share(), rate, last=last)
+                        figures = run.note(loss, logits, labels, rate)
                     if last:
                         run.checkpoint_if_due()
                     task.advance(1, **figures)

@@ -240,6 +240,7 @@ def test_what_the_user_can_mend_is_one_line(
 
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "a").exists()
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
