@@ -184,10 +184,8 @@ def resized_crop(
 
     Raises:
         TypeError: dtypes are not as above.
-        ValueError: shapes, devices or ``size`` are not; or, on a CPU, a part is not inside its
-            image, or an image not inside ``pixels``.
-        IndexError: on a CPU, there is no such image. On a GPU, where asking would wait for the
-            device, values of what is not there are NaN.
+        ValueError: shapes, devices or ``size`` are not; or a part is not inside its image.
+        IndexError: there is no such image.
     """
     _check("pixels", pixels, torch.uint8, pixels, ("bytes",))
     _check("starts", starts, torch.int64, pixels, ("M",))
