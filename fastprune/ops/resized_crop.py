@@ -109,6 +109,13 @@ def _cpp() -> Callable[..., Tensor]:
     return run
 
 
+def _triton() -> Callable[..., Tensor]:
+    from fastprune.kernels.triton.resized_crop import resized_crop
+
+    kernel: Callable[..., Tensor] = resized_crop
+    return kernel
+
+
 def _unsupported(
     pixels: Tensor,
     starts: Tensor,
@@ -139,13 +146,24 @@ def _unsupported(
     return None
 
 
+def _unsupported_triton(*arguments: object) -> str | None:
+    # Positions inside a result's image are of 32 bits there, and its tiles a grid's second axis.
+    size = arguments[5]
+    if isinstance(size, int) and 3 * size**2 >= 2**25:
+        return f"size {size}"
+    return _unsupported(*arguments)  # type: ignore[arg-type]
+
+
 _op = define(
     "resized_crop",
     "(Tensor pixels, Tensor starts, Tensor sizes, Tensor images, Tensor boxes, int size, "
     "Tensor mean, Tensor std, ScalarType dtype, bool channels_last) -> Tensor",
     fake=_fake,
     reference=_reference,
-    implementations=[Implementation("cpp", "cpu", _cpp, _unsupported)],
+    implementations=[
+        Implementation("triton", "cuda", _triton, _unsupported_triton),
+        Implementation("cpp", "cpu", _cpp, _unsupported),
+    ],
 )
 
 
@@ -167,7 +185,7 @@ def resized_crop(
 
     Each part is resized as ``F.interpolate(mode="bilinear", antialias=True)`` resizes floats: by a
     triangle filter, wider where the part shrinks. What comes out is not rounded to bytes before it
-    is normalised. Calculated in float32 and rounded once.
+    is normalised. Calculated in float32 and rounded once. Nothing is waited for on a GPU.
 
     Args:
         pixels: all images, one after another, uint8 ``[bytes]``, each ``[height, width, 3]``.
@@ -184,8 +202,10 @@ def resized_crop(
 
     Raises:
         TypeError: dtypes are not as above.
-        ValueError: shapes, devices or ``size`` are not; or a part is not inside its image.
-        IndexError: there is no such image.
+        ValueError: shapes, devices or ``size`` are not; or, on a CPU, a part is not inside its
+            image, or an image not inside ``pixels``.
+        IndexError: on a CPU, there is no such image. On a GPU, where asking would wait for the
+            device, what is none of these is NaN.
     """
     _check("pixels", pixels, torch.uint8, pixels, ("bytes",))
     _check("starts", starts, torch.int64, pixels, ("M",))

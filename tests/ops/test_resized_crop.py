@@ -82,3 +82,14 @@ def test_errors() -> None:
     ):
         with pytest.raises(error, match=words):
             resized_crop(**{**good, **changed})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_is_not_there_is_nan_on_a_gpu() -> None:
+    images, boxes = torch.tensor([0, 5, -1, 3]), changed_box(2, 3)
+    boxes[0, 3] = 40
+    good = {name: t.cuda() if isinstance(t, Tensor) else t for name, t in given().items()}
+    found = resized_crop(**{**good, "images": images.cuda(), "boxes": boxes.cuda()})
+    assert found.isnan().flatten(1).all(1).tolist() == [True, True, True, False]
+    assert not found[3].isnan().any()
