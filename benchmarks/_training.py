@@ -66,7 +66,15 @@ def our_steps(name: str, device: str, *, precision: str = "auto", capture: bool 
     model = models.build(name).train()
     where = torch.device(device)
     step = TrainingStep(
-        model, options, where, None, (None, None), pipeline=pipeline, name=name, say=print
+        model,
+        options,
+        where,
+        None,
+        (None, None),
+        pipeline=pipeline,
+        name=name,
+        field=name,
+        say=print,
     )
     guard, totals = LossGuard(where, name), Totals(where)
 

@@ -93,6 +93,18 @@ def run(
         typer.Option("--out", help="The run directory; runs/<name of CONFIG> if not given."),
     ] = None,
     fresh: Fresh = False,
+    fresh_search: Annotated[
+        bool,
+        typer.Option(
+            "--fresh-search",
+            help="Keep the baseline, start anew from the method on; method, prune and finetune "
+            "may be other than before.",
+        ),
+    ] = False,
+    until: Annotated[
+        str,
+        typer.Option(help="Last stage to run: baseline, plan, prune, finetune or report."),
+    ] = "report",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -105,6 +117,8 @@ def run(
         settings,
         out or Path("runs") / config.stem,
         fresh=fresh,
+        fresh_search=fresh_search,
+        until=until,
         quiet=quiet,
         command=_this_command(),
     )
@@ -212,10 +226,16 @@ def count(
         str | None,
         typer.Option(metavar="JSON", help='Widths, {"group": n}: also count that network.'),
     ] = None,
+    code: Annotated[
+        str | None,
+        typer.Option(help="A code, one number from 1 to 10 a unit: also count that network."),
+    ] = None,
     counting: Annotated[
         str, typer.Option(help="macs (conv and linear, exact), or the rules of thop or ptflops.")
     ] = "macs",
-    groups: Annotated[bool, typer.Option("--groups", help="List the channel groups too.")] = False,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="List the channel groups and the units of a code too.")
+    ] = False,
     model_option: Option = None,
     as_json: Json = False,
 ) -> None:
@@ -230,6 +250,7 @@ def count(
         model_options=model_option or (),
         plan=plan,
         channels=channels,
+        code=code,
         counting=counting,
         groups=groups,
     )
@@ -393,10 +414,12 @@ def _main(
 
 
 def _show_report(report: dict[str, Any], as_json: bool) -> None:
-    from fastprune.run.report import print_report
+    from fastprune.run.report import print_report, print_stage
 
     if as_json:
         _print_json(report)
+    elif "stage" in report:
+        print_stage(report)
     else:
         print_report(report)
 

@@ -13,7 +13,6 @@ import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializeAsAny,
     ValidationError,
@@ -25,6 +24,7 @@ from fastprune import methods
 from fastprune.data import DataOptions, Normalization
 from fastprune.errors import ConfigError, nearest
 from fastprune.methods import MethodOptions, PruneOptions
+from fastprune.options import Options
 from fastprune.training import TrainingOptions
 
 __all__ = [
@@ -44,11 +44,7 @@ __all__ = [
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelOptions(_Options):
+class ModelOptions(Options):
     """Which network, and with which weights."""
 
     name: str = Field(min_length=1)
@@ -58,14 +54,14 @@ class ModelOptions(_Options):
     num_classes: int | None = Field(
         default=None, ge=1, description="By default as many as the dataset has."
     )
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
     normalization: Normalization | None = Field(
         default=None,
         description="What the weights expect of their images; by default what is usual for them.",
     )
 
 
-class LatencyOptions(_Options):
+class LatencyOptions(Options):
     """How the report measures time: medians of interleaved runs; 0 ``repeats``, no times."""
 
     batch_size: int = Field(default=16, ge=1)
@@ -93,7 +89,7 @@ CHANGEABLE = frozenset({"max_bad_images", "pipeline", "workers", "cache", "cache
 """Options of the data that say how images are read, and not which images a network gets."""
 
 
-class RunConfig(_Options):
+class RunConfig(Options):
     """One run, whole: the network, the data, how it is trained, pruned and fine-tuned."""
 
     model: ModelOptions
@@ -117,6 +113,11 @@ class RunConfig(_Options):
             )
         if self.model.weights is not None and self.baseline is not None:
             found.append("baseline: model.weights are given too; expected one of the two")
+        if self.method.needs_validation and not self.data.validation:
+            found.append(
+                f"data.validation: got 0, but method {self.method.name} chooses by validation "
+                "images; expected a fraction or a count above 0"
+            )
         if found:
             raise ValueError("\n".join(found))
         return self

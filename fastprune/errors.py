@@ -12,6 +12,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DivergenceError",
     "FastpruneError",
     "GraphError",
     "PlanError",
@@ -70,7 +71,11 @@ class BackendError(FastpruneError):
 
 
 class TrainingError(FastpruneError):
-    """Training cannot go on, for instance because the loss is not a number."""
+    """Training cannot be done, or cannot go on."""
+
+
+class DivergenceError(TrainingError):
+    """A loss or weights are no longer finite numbers."""
 
 
 def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:

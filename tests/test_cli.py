@@ -167,6 +167,26 @@ def test_count_knows_shapes_classes_options_and_other_rules() -> None:
     assert "269,722" in out
 
 
+def test_count_counts_what_a_code_leaves() -> None:
+    code = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4]
+    given = ("count", "vgg16_cifar_abc", "--code", ", ".join(str(k) for k in code))
+    found, thop = answer(*given), answer(*given, "--counting", "thop", "--groups")
+
+    assert found["code"] == code
+    assert found["pruned"]["params"] == 3_543_214
+    assert found["pruned"]["channels"] == 1946
+    assert found["pruned"]["macs"] == 80_048_184
+    assert found["dropped"]["macs"] == round(1 - 80_048_184 / 313_201_664, 6)
+    assert set(found["dropped"]) == {"macs", "params", "channels"}
+    assert (thop["macs"], thop["pruned"]["macs"]) == (314_590_198, 80_486_682)
+    assert thop["units"][1] == {"name": "features.3", "groups": ["features.3"]}
+    _, out, _ = call(*given)
+    assert "code 1 2 3 4 5 6 7 8 9 1 2 3 4" in out
+    assert "74.44 %" in out
+    tiny = answer("count", TINY, "--input", "3x8x8", "--code", "1 10")
+    assert tiny["pruned"]["params"] < tiny["params"]
+
+
 def test_count_finds_selected_groups_by_their_names() -> None:
     found = answer(
         "count",
@@ -190,6 +210,17 @@ def test_count_finds_selected_groups_by_their_names() -> None:
         (["vgg11_cifar", "--channels", "[]"], "--channels: expected {"),
         (["vgg11_cifar", "--channels", '{"feature.0": 65}'], "from 1 to 64"),
         (["vgg11_cifar", "--channels", '{"feature.2": 5}'], "not a group of this network"),
+        (["vgg11_cifar", "--code", "5 5"], "code: expected 8 whole numbers from 1 to 10"),
+        (["vgg11_cifar", "--code", "5 5 5 5 5 5 5 0"], "code: number 8 (feature.25): expected"),
+        (["vgg11_cifar", "--code", "a"], "code: expected whole numbers such as '5 5 6', got 'a'"),
+        (
+            ["vgg11_cifar", "--code", "5", "--channels", "{}"],
+            "--code: --channels is given too; expected one of the two",
+        ),
+        (
+            ["vgg11_cifar", "--plan", "none.json", "--channels", "{}"],
+            "--channels: --plan is given too; expected one of the two",
+        ),
         (["vgg11_cifar", "--plan", "none.json"], "--plan none.json: No such file"),
         (["vgg11_cifar", "--plan", __file__], "not valid JSON"),
         (["vgg11_cifar", "--model-option", "depth=3"], "takes no options, got depth"),

@@ -1,21 +1,28 @@
 from __future__ import annotations
 
 import json
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
+from fastprune import methods
 from fastprune.config import (
+    RunConfig,
     json_schema,
     load_config,
     make_config,
+    overlaid,
     parse_overrides,
     to_yaml,
 )
 from fastprune.errors import ConfigError
 from fastprune.methods.one_shot import OneShotOptions
 from fastprune.methods.slimming import SlimmingOptions
+from fastprune.options import Options
 
 SMALL: dict[str, Any] = {
     "model": {"name": "resnet20_cifar", "weights": "a.pt"},
@@ -91,7 +98,10 @@ def test_missing_parts_are_named() -> None:
     ("change", "expected"),
     [
         ({"method": "one_sot"}, "method: unknown method 'one_sot'; did you mean 'one_shot'?"),
-        ({"method": {"criterion": "l1"}}, "method: expected a mapping with a name, one of one_sh"),
+        (
+            {"method": {"criterion": "l1"}},
+            "method: expected a mapping with a name, one of abc, one_sh",
+        ),
         (
             {"method": {"name": "one_shot", "criterion": "l3"}},
             "method.criterion: unknown criterion 'l3'; known: batch",
@@ -113,6 +123,66 @@ def test_what_does_not_go_together_is_refused(change: dict[str, Any], expected: 
     (line,) = problems(SMALL | change)
 
     assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "right"),
+    [
+        ("data.cache", True, "a folder, false for none or null for the usual one"),
+        ("data.augment", "weak", "true, false or standard"),
+        ("data.validation", 1.5, "a fraction below 1 or a count, or 0 for none"),
+        ("finetune.capture", "yes", "true, false or auto"),
+        ("finetune.capture", 1, "true, false or auto"),
+        (
+            "prune.min_channels",
+            "few",
+            "a count of channels or a fraction below 1",
+        ),
+        ("data.workers", True, "a whole number"),
+        ("data.batch_size", True, "a whole number"),
+        ("data.max_bad_images", True, "a whole number"),
+        ("data.cache_limit", True, "a number"),
+        ("finetune.epochs", True, "a whole number"),
+        ("finetune.distill.alpha", True, "a number"),
+        ("method.iterations", True, "a whole number"),
+        ("prune.min_channels", True, "a number"),
+        ("prune.budget", {"macs": True}, "numbers"),
+        ("latency.repeats", False, "a whole number"),
+        ("seed", True, "a whole number"),
+    ],
+)
+def test_a_mistake_is_one_line_with_what_would_be_right(
+    field: str, value: object, right: str
+) -> None:
+    path = tuple(field.split("."))
+
+    assert problems(overlaid(SMALL, [(path, value)])) == [
+        f"config: {field}: expected {right}; got {value!r}"
+    ]
+
+
+def options_of(kind: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Every options model inside one, by its path."""
+    yield path, kind
+    for name, field in kind.model_fields.items():
+        for inner in {*typing.get_args(field.annotation), field.annotation}:
+            if isinstance(inner, type) and issubclass(inner, Options):
+                yield from options_of(inner, f"{path}{name}.")
+
+
+@pytest.mark.parametrize(
+    "kind", [RunConfig, *(methods.registry.get(name).options for name in methods.registry.names())]
+)
+def test_no_option_says_two_lines_of_one_mistake(kind: type[BaseModel]) -> None:
+    for path, model in options_of(kind):
+        for name in model.model_fields:
+            # A method's options are told by its name; those of a network by the network.
+            if (kind, path, name) in {(RunConfig, "", "method"), (RunConfig, "model.", "options")}:
+                continue
+            with pytest.raises(ValidationError) as caught:
+                model.model_validate({name: object()})
+            wrong = [error["loc"] for error in caught.value.errors() if error["loc"][0] == name]
+            assert wrong == [(name,)], path + name
 
 
 def test_overrides_are_yaml_and_reach_any_depth(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ SOURCES = Path(__file__).parents[1]
 
 # From the ground up; inside one floor a later part may import an earlier one, but on floor 3.
 FLOORS: dict[int, tuple[str, ...]] = {
-    0: ("_C", "errors", "records", "files", "registry", "processor", "kernels"),
+    0: ("_C", "errors", "records", "files", "registry", "options", "processor", "kernels"),
     1: ("ops", "nn"),
     2: ("graph",),
     3: ("search", "criteria", "models", "data"),
@@ -34,6 +34,7 @@ ONLY: dict[str, set[str]] = {
     "records": {"errors"},
     "files": {"errors", "records"},
     "registry": {"errors", "records"},
+    "options": set(),
     "processor": set(),
     "kernels": {"errors", "records"},
     "search": {"errors", "records", "registry"},
@@ -46,6 +47,7 @@ PACKAGES: dict[str, set[str]] = {
     "errors": set(),
     "records": set(),
     "registry": set(),
+    "options": {"pydantic"},
     "search": {"numpy", "pydantic"},
 }
 

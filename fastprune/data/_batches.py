@@ -37,7 +37,17 @@ class Batches:
         self.highest_label = int(labels.max()) if len(labels) else -1
 
     def chunks(self, epoch: int, start: int) -> Iterator[npt.NDArray[np.int64]]:
-        """Image indices of each batch of an epoch from batch ``start`` on."""
+        """Image indices of each batch of an epoch from batch ``start`` on.
+
+        Raises:
+            ValueError: ``start`` is below 0.
+        """
+        # Here and not at the first batch: worker processes would be started for nothing.
+        if start < 0:
+            raise ValueError(f"start: expected 0 to {self.batches}, got {start}")
+        return self._chunks(epoch, start)
+
+    def _chunks(self, epoch: int, start: int) -> Iterator[npt.NDArray[np.int64]]:
         feed = self._feed
         order = epoch_order(feed.indices, feed.seed, epoch) if feed.shuffle else feed.indices
         mine = order[feed.rank :: feed.world]

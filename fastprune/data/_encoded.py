@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,8 @@ from PIL import Image
 
 from fastprune.data._dataset import ResizedCrop
 from fastprune.data._decode import Bad, Unusable, decode, read_bytes
-from fastprune.data._frames import random_box
+from fastprune.data._frames import centre_of, random_box
+from fastprune.data._window import is_vast, window
 
 __all__ = ["Cut", "CutOf", "Encoded", "centre_cut", "random_cut", "read"]
 
@@ -27,14 +28,21 @@ class Cut:
     Attributes:
         box: top, left, height and width of the part that is decoded.
         resized: height and width that the part is brought to.
+        size: height and width of the final square.
         corner: row and column, in there, of the final square's first pixel.
         flip: whether that square is mirrored left and right.
     """
 
     box: tuple[int, int, int, int]
     resized: tuple[int, int]
+    size: int
     corner: tuple[int, int] = (0, 0)
     flip: bool = False
+
+    @property
+    def vast(self) -> bool:
+        """Whether resizing takes far more memory than the square."""
+        return is_vast(self.box[2:], self.resized, self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +71,16 @@ def random_cut(
     pipelines."""
     box = random_box(height, width, transform, generator)
     flip = transform.flip and bool(generator.random() < 0.5)
-    return Cut(box, (transform.size, transform.size), flip=flip)
+    return Cut(box, (transform.size, transform.size), transform.size, flip=flip)
 
 
 def centre_cut(height: int, width: int, transform: ResizedCrop) -> Cut:
-    """The centre, after the shorter side is brought to ``transform.resize``; rounded as
-    torchvision rounds."""
-    size, resize = transform.size, transform.resize
-    longer = int(resize * max(height, width) / min(height, width))
-    resized = (longer, resize) if width <= height else (resize, longer)
-    top, left = (round((side - size) / 2.0) for side in resized)
+    """The centre, after the shorter side is brought to ``transform.resize``."""
+    size = transform.size
+    resized, corner = centre_of(height, width, transform)
     if resized == (height, width):
-        return Cut((top, left, size, size), (size, size))
-    return Cut((0, 0, height, width), resized, (top, left))
+        return Cut((*corner, size, size), (size, size), size)
+    return Cut((0, 0, height, width), resized, size, corner)
 
 
 def read(path: str, size: int, time: int, cut_of: CutOf) -> Encoded | Bad | Unusable:
@@ -83,7 +88,8 @@ def read(path: str, size: int, time: int, cut_of: CutOf) -> Encoded | Bad | Unus
 
     Complete JPEG files of one or three channels stay as they are. All others are decoded here and
     come as PPM of the part alone: so what a decoder says to CMYK, transparency, 16 bits or the end
-    of a file that was cut off is what every pipeline says.
+    of a file that was cut off is what every pipeline says. Of images that would be far too large
+    once they are resized it is PPM of the final square.
 
     Args:
         path: the file.
@@ -95,17 +101,22 @@ def read(path: str, size: int, time: int, cut_of: CutOf) -> Encoded | Bad | Unus
     if isinstance(content, Unusable):
         return content
     shape = _left_to_decoder(content)
-    if shape is not None:
-        return Encoded(path, np.frombuffer(content, np.uint8), cut_of(*shape))
+    cut = None if shape is None else cut_of(*shape)
+    if cut is not None and not cut.vast:
+        return Encoded(path, np.frombuffer(content, np.uint8), cut)
     image = decode(path, content)
     if isinstance(image, Bad):
         return image
     cut = cut_of(image.height, image.width)
     top, left, height, width = cut.box
     part = image.crop((left, top, left + width, top + height))
-    header = f"P6\n{width} {height}\n255\n".encode()
-    data = np.frombuffer(header + part.tobytes(), np.uint8)
-    return Encoded(path, data, Cut((0, 0, height, width), cut.resized, cut.corner, cut.flip))
+    if cut.vast:
+        part = window(part, cut.resized, cut.corner, cut.size)
+        cut = Cut((0, 0, cut.size, cut.size), (cut.size, cut.size), cut.size, flip=cut.flip)
+    else:
+        cut = replace(cut, box=(0, 0, height, width))
+    header = f"P6\n{part.width} {part.height}\n255\n".encode()
+    return Encoded(path, np.frombuffer(header + part.tobytes(), np.uint8), cut)
 
 
 def _left_to_decoder(content: bytes) -> tuple[int, int] | None:

@@ -9,8 +9,9 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from fastprune.data._dataset import ResizedCrop
+from fastprune.data._window import is_vast, window
 
-__all__ = ["framed", "random_box", "shrunk"]
+__all__ = ["centre_of", "framed", "random_box", "shrunk"]
 
 
 def framed(
@@ -19,6 +20,9 @@ def framed(
     """The part of an image that is used, at its final size; at random with a generator."""
     size = [transform.size, transform.size]
     if generator is None:
+        new, corner = centre_of(image.height, image.width, transform)
+        if is_vast((image.height, image.width), new, transform.size):
+            return window(image, new, corner, transform.size)
         image = functional.resize(image, [transform.resize])
         cut: Image.Image = functional.center_crop(image, size)
         return cut
@@ -35,6 +39,17 @@ def shrunk(image: Image.Image, side: int) -> Image.Image:
         return image
     small: Image.Image = functional.resize(image, [side])
     return small
+
+
+def centre_of(
+    height: int, width: int, transform: ResizedCrop
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width that an image is brought to for evaluation, and row and column, in there,
+    where the square that is cut out begins; rounded as torchvision rounds."""
+    longer = int(transform.resize * max(height, width) / min(height, width))
+    new = (longer, transform.resize) if width <= height else (transform.resize, longer)
+    top, left = (round((side - transform.size) / 2.0) for side in new)
+    return new, (top, left)
 
 
 def random_box(

@@ -5,20 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, field_validator
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, field_validator
+
+from fastprune.options import Options, expecting
 
 __all__ = ["DataOptions", "Normalization"]
 
-Held = (
+Held = Annotated[
     Annotated[StrictInt, Field(ge=0)]
-    | Annotated[StrictFloat, Field(ge=0, lt=1, allow_inf_nan=False)]
-)
+    | Annotated[StrictFloat, Field(ge=0, lt=1, allow_inf_nan=False)],
+    expecting("a fraction below 1 or a count, or 0 for none"),
+]
+Augment = Annotated[StrictBool | Literal["standard"], expecting("true, false or standard")]
+Cache = Annotated[
+    Path | Literal[False] | None, expecting("a folder, false for none or null for the usual one")
+]
 
 
-class Normalization(BaseModel):
+class Normalization(Options):
     """What is taken from a pixel on the scale of 0 to 1, and what the rest is divided by."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean: tuple[float, float, float] = Field(description="Of red, green and blue.")
     std: tuple[float, float, float] = Field(description="Of red, green and blue; above 0.")
@@ -31,10 +36,8 @@ class Normalization(BaseModel):
         return given
 
 
-class DataOptions(BaseModel):
+class DataOptions(Options):
     """Which images, split and altered how."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(
         default="digits",
@@ -60,7 +63,7 @@ class DataOptions(BaseModel):
         description="Training images held out for validation, by class and seed: a fraction "
         "below 1, or a count; 0 for no validation set.",
     )
-    augment: bool | Literal["standard"] = Field(
+    augment: Augment = Field(
         default="standard",
         description="Alter training images at random. Standard: crops out of 4 pixels of padding "
         "and flips (CIFAR), shifts up to 2 pixels (digits), random resized crops and flips (image "
@@ -92,7 +95,7 @@ class DataOptions(BaseModel):
         description="Image files that may be unreadable, in each of the training, validation and "
         "test images; they are named and left out of their batches.",
     )
-    cache: Path | Literal[False] | None = Field(
+    cache: Cache = Field(
         default=None,
         description="Folder where decoded images are kept for the next time; by default "
         "fastprune in the user's cache folder ($XDG_CACHE_HOME or ~/.cache); false keeps none.",

@@ -104,6 +104,7 @@ class InputPipeline(Protocol):
         Raises:
             DataError: more images cannot be read than may be, or files changed since the pipeline
             was opened; the message names them.
+            ValueError: ``start`` is below 0.
         """
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fastprune.data._dataset import Dataset, Files, ResizedCrop, registry
+from fastprune.data._flat import how_to_sort
 from fastprune.data._options import DataOptions
 from fastprune.errors import DataError
 
@@ -57,9 +58,12 @@ def _classes(part: Path) -> tuple[str, ...]:
     classes = sorted(entry.name for entry in entries if entry.is_dir())
     if classes:
         return tuple(classes)
-    images = sum(entry.name.lower().endswith(_ENDINGS) for entry in entries)
-    found = f"{images} images but no class folders" if images else "no class folders"
-    raise DataError(f"{part}: {found}; {_ARRANGE}")
+    images = {entry.name for entry in entries if entry.name.lower().endswith(_ENDINGS)}
+    if not images:
+        raise DataError(f"{part}: no class folders; {_ARRANGE}")
+    hint = how_to_sort(part, images)
+    hint = _ARRANGE if hint is None else f"{_ARRANGE}: {hint}"
+    raise DataError(f"{part}: {len(images)} images but no class folders; {hint}")
 
 
 def _same(classes: tuple[str, ...], others: tuple[str, ...], first: Path, second: Path) -> None:

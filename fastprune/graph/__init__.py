@@ -5,15 +5,21 @@ from fastprune.graph.channel_graph import ChannelGraph, ChannelGroup, Slot, Unpr
 from fastprune.graph.groups import trace
 from fastprune.graph.plan import PruningPlan
 from fastprune.graph.surgery import apply_plan, mask_plan
+from fastprune.graph.units import Units, parse_code, units_by_group, units_by_name, units_by_stage
 
 __all__ = [
     "ChannelGraph",
     "ChannelGroup",
     "PruningPlan",
     "Slot",
+    "Units",
     "Unprunable",
     "apply_plan",
     "mask_plan",
+    "parse_code",
     "solve",
     "trace",
+    "units_by_group",
+    "units_by_name",
+    "units_by_stage",
 ]

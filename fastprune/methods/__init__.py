@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import nn
 
 from fastprune.data import Splits
 from fastprune.errors import BudgetError
 from fastprune.graph import ChannelGraph, PruningPlan
 from fastprune.graph.budget import MIN_CHANNELS, Ranking
+from fastprune.graph.units import Units
+from fastprune.options import Options, expecting
 from fastprune.records import Budget
 from fastprune.registry import Registry
 from fastprune.training import TrainingOptions
@@ -25,16 +27,18 @@ __all__ = [
     "MethodOptions",
     "MethodResult",
     "PruneOptions",
+    "Reopen",
     "registry",
 ]
+
+Reopen = Callable[[], tuple[nn.Module, Splits]]
+"""The baseline network, on the device, and the data again, in whatever process it is called."""
 
 registry: Registry[Callable[..., MethodResult]] = Registry("methods", "fastprune.methods")
 
 
-class MethodOptions(BaseModel):
+class MethodOptions(Options):
     """What every method's own options model derives from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
 
@@ -48,21 +52,50 @@ class MethodOptions(BaseModel):
         """Norm layers that get a selected group, as `fastprune.trace` takes them."""
         return ()
 
+    @property
+    def needs_validation(self) -> bool:
+        """Whether the method chooses by the validation images."""
+        return False
+
+    @property
+    def recipes(self) -> dict[str, TrainingOptions]:
+        """What the method trains by besides ``finetune``, by the names of its options."""
+        return {}
+
     def problems(self, prune: PruneOptions) -> list[str]:
         """What does not go together with the common options, ``field: what would be right``."""
         return []
 
+    def check(
+        self,
+        graph: ChannelGraph,
+        prune: PruneOptions,
+        units: Callable[[ChannelGraph], Units] | None,
+    ) -> None:
+        """Refuses, before any training, what does not go with the network.
 
-class PruneOptions(BaseModel):
+        Args:
+            graph: the network's.
+            prune: the common options.
+            units: as in `MethodContext`.
+
+        Raises:
+            FastpruneError: what does not.
+        """
+        return None
+
+
+class PruneOptions(Options):
     """How small, and where not: common to all methods that rank channels by score."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     budget: dict[str, float] | None = None
     round_to: int = Field(default=1, ge=1)
-    min_channels: int | float = Field(default=MIN_CHANNELS, ge=0)
+    min_channels: Annotated[
+        Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)],
+        expecting("a count of channels or a fraction below 1"),
+    ] = MIN_CHANNELS
     ranking: Ranking = "global"
-    ratios: dict[str, float] = {}
+    ratios: dict[str, float] = Field(default={})
     keep: tuple[str, ...] = ()
 
     @field_validator("budget")
@@ -101,6 +134,10 @@ class MethodContext:
         fresh: builds the same network untrained, on the CPU, from the given seed.
         finetune: the run's fine-tuning options, which gradual pruning borrows.
         progress: shows long work.
+        reopen: network and data again, for work in other processes; it can be pickled. None where
+            there can be no other processes.
+        units: the network family's own table of what the numbers of a code govern, where it has
+            one.
     """
 
     model: nn.Module
@@ -114,6 +151,8 @@ class MethodContext:
     fresh: Callable[[int], nn.Module]
     finetune: TrainingOptions | None
     progress: Progress
+    reopen: Reopen | None = None
+    units: Callable[[ChannelGraph], Units] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +171,7 @@ class MethodResult:
         finetune: training options that take the place of the run's own, where the method says
             how its pruned network is to be trained.
         notes: facts for the report.
+        files: in the method's directory, to be kept beside the run's results under their names.
     """
 
     plan: PruningPlan
@@ -141,3 +181,4 @@ class MethodResult:
     masked: bool = False
     finetune: TrainingOptions | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()

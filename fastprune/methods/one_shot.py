@@ -191,6 +191,7 @@ def _finetune(
         teacher=context.model,
         progress=context.progress,
         name=f"round {number} of {options.iterations}",
+        field="finetune",
     )
 
 

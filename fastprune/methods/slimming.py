@@ -6,7 +6,7 @@ Liu et al., *Learning Efficient Convolutional Networks through Network Slimming*
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from fastprune.methods import (
     registry,
 )
 from fastprune.nn import SparsityPenalty
+from fastprune.options import expecting
 from fastprune.pruning import measure_latency
 from fastprune.training import TrainingOptions, fit
 
@@ -66,7 +67,9 @@ class SlimmingOptions(MethodOptions):
     on_empty: OnEmpty = "keep"
     mode: Literal["cut", "masked"] = "cut"
     scratch: Literal["E", "B"] | None = None
-    select: tuple[str, ...] | Literal["auto"] = "auto"
+    select: Annotated[
+        tuple[str, ...] | Literal["auto"], expecting("a list of patterns of names, or auto")
+    ] = "auto"
 
     @property
     def needs_baseline(self) -> bool:
@@ -75,6 +78,10 @@ class SlimmingOptions(MethodOptions):
     @property
     def selected(self) -> tuple[str, ...] | Literal["auto"]:
         return self.select
+
+    @property
+    def recipes(self) -> dict[str, TrainingOptions]:
+        return {} if self.train is None else {"train": self.train}
 
     def problems(self, prune: PruneOptions) -> list[str]:
         found = []
@@ -222,6 +229,7 @@ def _sparse(context: MethodContext, options: SlimmingOptions) -> nn.Module:
             after_step=None if subgradient else penalty.proximal,
             progress=context.progress,
             name="sparse training",
+            field="method.train",
         )
         save_state(result, model)
     model = context.fresh(context.seed)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from fastprune.errors import ConfigError, FastpruneError
+from fastprune.graph import ChannelGraph, Units
 from fastprune.registry import Registry
 
 __all__ = ["CIFAR_INPUT", "IMAGENET_NORMALIZATION", "Network", "Normalization", "registry"]
@@ -34,6 +35,8 @@ class Network:
         normalization: what its usual weights expect; None where there are no usual weights.
         published: names that ``build(weights=...)`` takes besides a file (``DEFAULT``,
             ``IMAGENET1K_V2``).
+        units: the units of a code, from the network's channel graph, as the literature has them;
+            None where nobody has said, and each group is a unit.
         summary: one line about it.
     """
 
@@ -43,6 +46,7 @@ class Network:
     num_classes: int | None = None
     normalization: Normalization | None = None
     published: tuple[str, ...] = ()
+    units: Callable[[ChannelGraph], Units] | None = None
     summary: str = ""
 
     def build(self, num_classes: int | None = None, **options: Any) -> nn.Module:

@@ -74,6 +74,7 @@ def _registered(name: str) -> Network:
         input_shape=entry.extra.get("input_shape"),
         num_classes=entry.extra.get("num_classes"),
         normalization=entry.extra.get("normalization"),
+        units=entry.extra.get("units"),
         summary=entry.summary,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from fastprune.errors import ConfigError, FastpruneError, WeightsError, nearest
+from fastprune.graph import units_by_name
 from fastprune.models._network import Network
 
 __all__ = ["torchvision_names", "torchvision_network"]
@@ -20,6 +22,19 @@ __all__ = ["torchvision_names", "torchvision_network"]
 _CHOSEN: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
+}
+
+# What a unit of a code governs: the first convolution of a basic block, both narrow ones of a
+# bottleneck, every convolution of a VGG; the name of the unit is captured.
+_BASIC = r"(layer\d+\.\d+)\.conv1"
+_BOTTLENECK = r"(layer\d+\.\d+)\.conv[12]"
+_UNITS = {
+    "resnet18": _BASIC,
+    "resnet34": _BASIC,
+    "resnet50": _BOTTLENECK,
+    "resnet101": _BOTTLENECK,
+    "resnet152": _BOTTLENECK,
+    "vgg16_bn": r"(features\.\d+)",
 }
 
 
@@ -110,6 +125,7 @@ def torchvision_network(name: str) -> Network:
         num_classes=1000,
         normalization=(tuple(preset.mean), tuple(preset.std)),
         published=("DEFAULT", *(member for member in members if member != "DEFAULT")),
+        units=partial(units_by_name, pattern=_UNITS[name]) if name in _UNITS else None,
         summary=f"{name} of torchvision",
     )
 

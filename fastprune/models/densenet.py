@@ -6,10 +6,13 @@ import math
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from fastprune.graph import ChannelGraph, Units, units_by_name
+from fastprune.graph.units import Following
 from fastprune.models._network import CIFAR_INPUT, registry
+from fastprune.options import Options
 
 __all__ = ["CifarDenseNet", "DenseNetOptions", "densenet40_cifar"]
 
@@ -25,15 +28,13 @@ def layers_per_block(depth: int) -> int:
     return (depth - 4) // 3
 
 
-class DenseNetOptions(BaseModel):
+class DenseNetOptions(Options):
     """Options of the CIFAR DenseNets.
 
     Attributes:
         depth: 3n+4.
         growth: channels that each layer adds; the stem has twice as many.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     depth: int = 40
     growth: int = Field(12, ge=1)
@@ -107,12 +108,39 @@ def _dense_block(inputs: int, layers: int, growth: int) -> nn.Sequential:
     return nn.Sequential(*(DenseLayer(inputs + i * growth, growth) for i in range(layers)))
 
 
+def _units(graph: ChannelGraph) -> Units:
+    """One unit a dense layer, for what it adds. A transition is as wide as if each layer of the
+    block before it added as much as the last one.
+    """
+    following = []
+    into = "conv1"
+    for number in (1, 2):
+        block = [name for name in graph.tensors if name.startswith(f"dense{number}.")]
+        layers = sum(name.endswith(".conv1.weight") for name in block)
+        last, transition = f"dense{number}.{layers - 1}.conv1", f"trans{number}.conv1"
+        if transition in graph.by_name:
+            following.append(_following(graph, transition, {into: 1, last: layers}))
+        into = transition
+    return units_by_name(graph, r"(dense\d+\.\d+)\.conv1", following=tuple(following))
+
+
+def _following(graph: ChannelGraph, group: str, terms: dict[str, int]) -> Following:
+    """Layers that are not prunable are part of what is fixed."""
+    fixed = sum(
+        multiple * graph.tensors[f"{name}.weight"].shape[0]
+        for name, multiple in terms.items()
+        if name not in graph.by_name
+    )
+    return Following(group, fixed, tuple((n, m) for n, m in terms.items() if n in graph.by_name))
+
+
 @registry.register(
     "densenet40_cifar",
     options=DenseNetOptions,
     input_shape=CIFAR_INPUT,
     num_classes=10,
     normalization=None,
+    units=_units,
 )
 def densenet40_cifar(num_classes: int = 10, *, depth: int = 40, growth: int = 12) -> CifarDenseNet:
     """DenseNet-40 of growth 12 for 32x32 images, 1.06 M parameters; any depth 3n+4 by option."""

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastprune.graph import ChannelGraph, Units, units_by_name
 from fastprune.models._network import CIFAR_INPUT, registry
 
 __all__ = ["CifarGoogLeNet", "googlenet_cifar"]
@@ -79,7 +80,16 @@ class CifarGoogLeNet(nn.Module):
         return self.linear(x)  # type: ignore[no-any-return]
 
 
-@registry.register("googlenet_cifar", input_shape=CIFAR_INPUT, num_classes=10, normalization=None)
+def _units(graph: ChannelGraph) -> Units:
+    """One unit a block, for what stays inside it: both reductions and the first of the two 3x3
+    that stand for the 5x5.
+    """
+    return units_by_name(graph, r"(inception_\w+)\.(?:branch3x3\.0|branch5x5\.0|branch5x5\.3)")
+
+
+@registry.register(
+    "googlenet_cifar", input_shape=CIFAR_INPUT, num_classes=10, normalization=None, units=_units
+)
 def googlenet_cifar(num_classes: int = 10) -> CifarGoogLeNet:
     """GoogLeNet with batch norm for 32x32 images, 6.17 M parameters."""
     return CifarGoogLeNet(num_classes)

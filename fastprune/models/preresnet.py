@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import field_validator
 from torch import Tensor, nn
 
 from fastprune.models._network import CIFAR_INPUT, registry
+from fastprune.options import Options
 
 __all__ = ["PreResNet", "PreResNetOptions", "preresnet164_cifar"]
 
@@ -26,14 +27,12 @@ def blocks_per_stage(depth: int) -> int:
     return (depth - 2) // 9
 
 
-class PreResNetOptions(BaseModel):
+class PreResNetOptions(Options):
     """Options of the pre-activation ResNets.
 
     Attributes:
         depth: 9n+2.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     depth: int = 164
 

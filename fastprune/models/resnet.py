@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import field_validator
 from torch import Tensor, nn
 
+from fastprune.graph import ChannelGraph, Units, units_by_name
 from fastprune.models._network import CIFAR_INPUT, IMAGENET_NORMALIZATION, registry
+from fastprune.options import Options
 
 __all__ = [
     "CifarResNet",
@@ -41,7 +43,7 @@ def blocks_per_stage(depth: int) -> int:
     return (depth - 2) // 6
 
 
-class ResNetOptions(BaseModel):
+class ResNetOptions(Options):
     """Options of the CIFAR ResNets.
 
     Attributes:
@@ -50,8 +52,6 @@ class ResNetOptions(BaseModel):
             parameters, as in the paper's CIFAR networks), ``B`` projects with a 1x1 convolution
             and batch norm.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     depth: int | None = None
     shortcut: Shortcut = "A"
@@ -143,12 +143,18 @@ def _cifar(depth: int, num_classes: int, shortcut: Shortcut) -> CifarResNet:
     return CifarResNet((16, 32, 64), (blocks_per_stage(depth),) * 3, num_classes, shortcut)
 
 
+def _units(graph: ChannelGraph) -> Units:
+    """One unit a block, for what its first convolution makes; the residual stream is of none."""
+    return units_by_name(graph, r"(layer\d+\.\d+)\.conv1")
+
+
 # The published weights of this family were trained on images normalised by ImageNet's statistics.
 _register = {
     "options": ResNetOptions,
     "input_shape": CIFAR_INPUT,
     "num_classes": 10,
     "normalization": IMAGENET_NORMALIZATION,
+    "units": _units,
 }
 
 
@@ -192,7 +198,9 @@ def resnet110_cifar(
     return _cifar(110 if depth is None else depth, num_classes, shortcut)
 
 
-@registry.register("resnet18_cifar", input_shape=CIFAR_INPUT, num_classes=10, normalization=None)
+@registry.register(
+    "resnet18_cifar", input_shape=CIFAR_INPUT, num_classes=10, normalization=None, units=_units
+)
 def resnet18_cifar(num_classes: int = 10) -> CifarResNet:
     """ResNet-18 with a 3x3 stem for 32x32 images, 11.17 M parameters."""
     return CifarResNet((64, 128, 256, 512), (2, 2, 2, 2), num_classes, "B")

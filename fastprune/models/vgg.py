@@ -7,6 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastprune.graph import ChannelGraph, Units, units_by_name
 from fastprune.models._network import CIFAR_INPUT, registry
 
 __all__ = [
@@ -85,7 +86,17 @@ class AbcVGG(nn.Module):
         return self.classifier(x)  # type: ignore[no-any-return]
 
 
-_register = {"input_shape": CIFAR_INPUT, "num_classes": 10, "normalization": None}
+def _units(graph: ChannelGraph) -> Units:
+    """One unit a convolution; the classifier's inputs follow."""
+    return units_by_name(graph, r"(features?\.\d+)")
+
+
+_register = {
+    "input_shape": CIFAR_INPUT,
+    "num_classes": 10,
+    "normalization": None,
+    "units": _units,
+}
 
 
 @registry.register("vgg11_cifar", **_register)

@@ -9,16 +9,54 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastprune.errors import BudgetError, PlanError
+from fastprune.config import RunConfig
+from fastprune.data import InputPipeline
+from fastprune.errors import BudgetError, ConfigError, PlanError
 from fastprune.graph import ChannelGraph, PruningPlan
 from fastprune.graph.budget import reachable
 from fastprune.methods import PruneOptions
 from fastprune.records import Budget
+from fastprune.training import impossible
 
-__all__ = ["budget_lines", "check_oracle", "check_reachable"]
+__all__ = ["budget_lines", "check_oracle", "check_reachable", "check_recipes"]
 
 _IMAGES = 8
 _LARGEST_ERROR = 1e-6
+
+
+def check_recipes(
+    config: RunConfig, device: torch.device, train: InputPipeline | None = None
+) -> None:
+    """Refuses recipes that cannot be followed here, before the first of them is.
+
+    Args:
+        config: of the run.
+        device: where to compute.
+        train: the training images; None before they are opened.
+
+    Raises:
+        ConfigError: a line for each field.
+    """
+    own = {f"method.{name}": recipe for name, recipe in config.method.recipes.items()}
+    trained = bool(config.model.weights or config.baseline or own)
+    problems = [
+        f"{field}.{problem}"
+        for field, recipe in {
+            "baseline": config.baseline,
+            **own,
+            "finetune": config.finetune,
+        }.items()
+        if recipe is not None
+        for problem in impossible(
+            recipe,
+            device,
+            train=train,
+            validated=config.data.validation != 0,
+            taught=field == "finetune" and trained,
+        )
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def check_reachable(prune: PruneOptions, graph: ChannelGraph) -> str:

@@ -21,7 +21,7 @@ from fastprune.config import (
 )
 from fastprune.data import DataOptions, InputPipeline, Normalization
 from fastprune.errors import ConfigError, PlanError, nearest
-from fastprune.graph import PruningPlan
+from fastprune.graph import PruningPlan, parse_code, units_by_group
 from fastprune.run.directory import is_run_directory, saved_config
 from fastprune.run.networks import (
     NormalizationChoice,
@@ -31,6 +31,7 @@ from fastprune.run.networks import (
     device_of,
     set_threads,
 )
+from fastprune.run.report import channel_facts
 from fastprune.training import Progress, choose_progress
 from fastprune.training import evaluate as measure
 
@@ -51,47 +52,60 @@ def count(
     model_options: Sequence[str],
     plan: Path | None,
     channels: str | None,
+    code: str | None,
     counting: str,
     groups: bool,
 ) -> dict[str, Any]:
-    """MACs, params and channels of a network, and of the one a plan or widths would leave.
+    """MACs, params and channels of a network, and of the one a plan, widths or a code would leave.
 
     Raises:
-        FastpruneError: an unknown network, group or rule, a bad shape, a plan of another network.
+        FastpruneError: an unknown network, group or rule, a bad shape, a plan or code of another
+            network.
     """
     if counting not in COUNTINGS:
         raise ConfigError(f"--counting: unknown rule {counting!r}{nearest(counting, COUNTINGS)}")
-    if plan is not None and channels is not None:
-        raise ConfigError("--channels: --plan is given too; expected one of the two")
+    smaller = {"--code": code, "--channels": channels, "--plan": plan}
+    given = [name for name, value in smaller.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{given[0]}: {given[1]} is given too; expected one of the two")
     options = _model_options(model, None, num_classes, model_options)
     network, _ = build_network(options, num_classes, seed=0)
-    size = _shape(shape) if shape else models.resolve(model).input_shape
+    known = models.resolve(model)
+    size = _shape(shape) if shape else known.input_shape
     if size is None:
         raise ConfigError(f"--input: {model} has no usual input; expected a shape such as 3x32x32")
     wanted = _read_plan(plan) if plan else None
-    widths = _read_widths(channels) if channels else {}
+    widths = _read_widths(channels) if channels is not None else {}
     names = widths if wanted is None else wanted.keep
     graph = artifact.trace_for(network, torch.zeros(1, *size), names)
+    units = (known.units or units_by_group)(graph)
+    numbers = None if code is None else parse_code(code)
+    if numbers is not None:
+        widths = units.widths(graph, numbers)
     if widths:
         graph.width_vector(widths)
         # Which channels stay does not matter for what is counted, only how many.
         wanted = PruningPlan({name: tuple(range(width)) for name, width in widths.items()})
     found: dict[str, Any] = {
-        "model": models.resolve(model).name,
+        "model": known.name,
         "input": list(size),
         "counting": counting,
         **graph.count(None, counting).to_dict(),
     }
     if wanted is not None:
         found["pruned"] = graph.count(wanted, counting).to_dict()
+    if numbers is not None:
+        found["code"] = list(numbers)
+        found["dropped"] = {
+            metric: round(1 - found["pruned"][metric] / found[metric], 6)
+            for metric in ("macs", "params", "channels")
+            if found[metric]
+        }
     if groups:
-        found["groups"] = [
-            {"name": group.name, "channels": group.channels, "kind": group.kind}
-            for group in graph.groups
-        ]
-        found["unprunable"] = [
-            {"name": row.name, "channels": row.channels, "reason": row.reason}
-            for row in graph.unprunable
+        found |= channel_facts(graph)
+        found["units"] = [
+            {"name": name, "groups": list(governed)}
+            for name, governed in zip(units.names, units.groups, strict=True)
         ]
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -13,14 +12,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
 from fastprune.config import RunConfig, make_config, to_yaml
 from fastprune.data import Listing
-from fastprune.errors import ConfigError, DataError
+from fastprune.errors import ConfigError, DataError, FastpruneError
 from fastprune.files import TEMPORARY, digest_of, sha256_of, write_atomically, write_json
+from fastprune.run.lock import locked
 
 __all__ = ["STAGES", "RunDirectory", "StageRecord", "is_run_directory", "open_directory"]
 
@@ -38,6 +38,9 @@ INHERITED = "inherited.safetensors"
 START = "finetune_start.safetensors"
 PRUNED = "pruned"
 REPORT = "report.json"
+TRIALS = "trials.jsonl"
+CHANNELS_PLOT = "channels.png"
+SEARCH_PLOT = "search.png"
 
 _FILES = (
     CONFIG,
@@ -52,6 +55,9 @@ _FILES = (
     f"{PRUNED}.safetensors",
     f"{PRUNED}.json",
     REPORT,
+    TRIALS,
+    CHANNELS_PLOT,
+    SEARCH_PLOT,
     LOCK,
 )
 _RECORDS = "stages"
@@ -143,6 +149,36 @@ class RunDirectory:
     def report(self) -> Path:
         """The report, as JSON."""
         return self.path / REPORT
+
+    @property
+    def trials(self) -> Path:
+        """The candidates of a search, where the method was one."""
+        return self.path / TRIALS
+
+    @property
+    def channels_plot(self) -> Path:
+        """Channels kept in every group."""
+        return self.path / CHANNELS_PLOT
+
+    @property
+    def search_plot(self) -> Path:
+        """Fitness of a search's candidates."""
+        return self.path / SEARCH_PLOT
+
+    def take(self, file: Path) -> None:
+        """Puts a copy of a method's file beside the results, under its name.
+
+        Raises:
+            ValueError: results do not have that name.
+        """
+        if file.name not in _FILES:
+            raise ValueError(f"{file.name}: not a name of a result; expected one of {_FILES}")
+        write_atomically(self.path / file.name, file.read_bytes())
+
+    def forget(self, stage: str) -> None:
+        """Removes what a stage left, so that it begins anew."""
+        (self.path / _RECORDS / f"{stage}.json").unlink(missing_ok=True)
+        shutil.rmtree(self.path / _WORK / stage, ignore_errors=True)
 
     def hold_images(self, listings: Mapping[str, Listing], note: Callable[[str], object]) -> None:
         """Writes down which image files the run began with, or compares them with those there.
@@ -239,26 +275,31 @@ def saved_config(path: Path) -> RunConfig:
 
 @contextmanager
 def open_directory(
-    path: Path, config: RunConfig, *, fresh: bool = False
+    path: Path, config: RunConfig, *, fresh: bool = False, replan: bool = False
 ) -> Iterator[RunDirectory]:
     """The run directory at ``path``, made if need be and locked while open.
+
+    Where what is done with it is refused by a FastpruneError before it left a result, nothing of
+    it stays.
 
     Args:
         path: the folder.
         config: what is to be run; the folder must be new, empty or of the same configuration but
             for how images are read, unless the run there ended before it made anything.
         fresh: remove what an earlier run left (only files that fastprune writes) and start anew.
+        replan: another method, budget and fine-tuning than the run's there are welcome.
 
     Raises:
         ConfigError: the folder holds something else, a run of another configuration, or a run
             in progress.
     """
     _refuse_foreign(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{path}: cannot make the run directory: {error.strerror}") from None
-    with _locked(path):
+    with locked(path / LOCK):
         if fresh:
             _clear(path)
         for leftover in path.rglob(f"{TEMPORARY}*"):
@@ -266,13 +307,18 @@ def open_directory(
         if is_run_directory(path) and not _holds_results(path):
             _clear(path)
         if is_run_directory(path):
-            _refuse_other(path, config)
+            _refuse_other(path, config, _REPLANNED if replan else frozenset())
         else:
             write_json(path / ENVIRONMENT, environment())
         content = to_yaml(config).encode()
         if not (path / CONFIG).exists() or (path / CONFIG).read_bytes() != content:
             write_atomically(path / CONFIG, content)
-        yield RunDirectory(path)
+        try:
+            yield RunDirectory(path)
+        except FastpruneError:
+            if not _holds_results(path):
+                _remove(path, missing)
+            raise
 
 
 def environment() -> dict[str, Any]:
@@ -317,9 +363,18 @@ def _holds_results(path: Path) -> bool:
     )
 
 
-def _refuse_other(path: Path, config: RunConfig) -> None:
+_REPLANNED = frozenset({"method", "prune", "finetune"})
+"""Parts of a configuration that the baseline does not follow from."""
+
+
+def _refuse_other(path: Path, config: RunConfig, free: frozenset[str]) -> None:
     there, wanted = saved_config(path).essence(), config.essence()
-    differing = list(_differences(there, wanted))
+    differing = list(
+        _differences(
+            {key: value for key, value in there.items() if key not in free},
+            {key: value for key, value in wanted.items() if key not in free},
+        )
+    )
     if differing:
         shown = "; ".join(differing[:3]) + ("; …" if len(differing) > 3 else "")
         raise ConfigError(
@@ -351,28 +406,16 @@ def _clear(path: Path) -> None:
             (path / name).unlink(missing_ok=True)
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    # A record lock rather than flock: data loader workers that outlive a killed run by seconds
-    # inherit an flock with the open file and would keep the next run out; not record locks.
-    try:
-        stream: IO[str] = (path / LOCK).open("a+")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot write there: {error.strerror}") from None
-    with stream:
+def _remove(path: Path, made: list[Path]) -> None:
+    """Removes what a run without results left, and the folders that were made for it."""
+    _clear(path)
+    (path / LOCK).unlink(missing_ok=True)
+    for folder in made:
         try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.rmdir()
         except OSError:
-            stream.seek(0)
-            owner = stream.read().strip()
-            raise ConfigError(
-                f"{path}: another run is using this directory (process {owner or 'unknown'}); "
-                "wait for it, or use another --out"
-            ) from None
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
-        yield
+            # Somebody else put something there meanwhile.
+            return
 
 
 def _read_json(path: Path) -> Any:

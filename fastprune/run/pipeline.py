@@ -10,7 +10,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,16 @@ from torch import nn
 
 from fastprune import artifact
 from fastprune.config import RunConfig
-from fastprune.data import DataInfo, Splits
+from fastprune.data import DataInfo, Normalization, Splits
 from fastprune.data import load as load_data
-from fastprune.errors import PlanError
+from fastprune.errors import ConfigError, PlanError, nearest
 from fastprune.files import digest_of, sha256_of, write_json
 from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, mask_plan, trace
 from fastprune.methods import MethodContext
 from fastprune.methods import registry as methods
-from fastprune.run.checks import budget_lines, check_oracle, check_reachable
-from fastprune.run.directory import RunDirectory, StageRecord, open_directory
+from fastprune.models import resolve
+from fastprune.run.checks import budget_lines, check_oracle, check_reachable, check_recipes
+from fastprune.run.directory import STAGES, RunDirectory, StageRecord, open_directory
 from fastprune.run.networks import (
     build_network,
     check_outputs,
@@ -35,13 +36,19 @@ from fastprune.run.networks import (
     device_of,
     set_threads,
 )
-from fastprune.run.report import build_report
+from fastprune.run.plots import plot_channels, plot_search
+from fastprune.run.report import build_report, channel_facts
 from fastprune.training import Progress, TrainingOptions, choose_progress, evaluate, fit
+from fastprune.training.progress import SilentProgress
 
 __all__ = ["run"]
 
 _FORMAT = 1
 """Raised when a stage computes something else from the same inputs."""
+
+_LATER = ("method", "prune", "finetune", "latency")
+"""Parts of the configuration that the baseline does not follow from, but for what its graph does.
+"""
 
 Made = tuple[dict[str, Any], tuple[Path, ...]]
 """Results of a stage and the files it wrote."""
@@ -52,37 +59,48 @@ def run(
     path: Path,
     *,
     fresh: bool = False,
+    fresh_search: bool = False,
+    until: str = "report",
     quiet: bool = False,
     command: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Runs what is left of a run and gives its report.
+    """Runs what is left of a run and gives its report, or what the last stage found.
 
     Args:
         config: what to run.
         path: the run directory.
         fresh: start anew.
+        fresh_search: keep the baseline and start anew from the method on.
+        until: the last stage to run; but for ``report`` its results are given.
         quiet: no progress, no messages.
         command: the command line that repeats the run, for the report.
 
     Raises:
         FastpruneError: what the user can mend; what was done so far is kept.
     """
+    if until not in STAGES:
+        raise ConfigError(f"--until: unknown stage {until!r}{nearest(until, STAGES)}")
     device = device_of(config.device)
     set_threads(config.threads)
-    with open_directory(path, config, fresh=fresh) as directory:
+    check_recipes(config, device)
+    with open_directory(path, config, fresh=fresh, replan=fresh_search) as directory:
+        if fresh_search:
+            directory.forget("plan")
         this = _Run(config, directory, device, choose_progress(quiet=quiet))
+        this.repeat = shlex.join(part for part in command if part not in _ONCE)
         try:
-            baseline = this.stage("baseline", this.baseline_inputs(), this.baseline)
-            plan = this.stage("plan", this.plan_inputs(baseline), this.plan)
-            prune = this.stage("prune", [plan.digest], this.prune)
-            finetune = this.stage("finetune", this.finetune_inputs(prune), this.finetune)
-            this.repeat = shlex.join(part for part in command if part != "--fresh")
-            inputs = [finetune.digest, config.latency.model_dump(), str(device)]
-            this.stage("report", inputs, this.report)
+            for stage in STAGES[: STAGES.index(until) + 1]:
+                record = this.run_stage(stage)
         finally:
             this.close()
+        if until != "report":
+            return {"stage": until, **record.results}
         report: dict[str, Any] = json.loads(directory.report.read_text())
         return report
+
+
+_ONCE = ("--fresh", "--fresh-search")
+"""What is not repeated when a run goes on."""
 
 
 class _Run:
@@ -105,6 +123,23 @@ class _Run:
 
     def say(self, line: str) -> None:
         self.progress.note(f"fastprune: {line}")
+
+    def run_stage(self, name: str) -> StageRecord:
+        """The record of a stage, once those before it have theirs."""
+        records, config = self.records, self.config
+        before = records[STAGES[STAGES.index(name) - 1]].digest if records else None
+        match name:
+            case "baseline":
+                return self.stage(name, self.baseline_inputs(), self.baseline)
+            case "plan":
+                return self.stage(name, self.plan_inputs(), self.plan)
+            case "prune":
+                return self.stage(name, [before], self.prune)
+            case "finetune":
+                return self.stage(name, [before, records["plan"].digest], self.finetune)
+            case _:
+                inputs = [before, config.latency.model_dump(), str(self.device)]
+                return self.stage(name, inputs, self.report)
 
     def stage(self, name: str, inputs: Any, make: Callable[[Path], Made]) -> StageRecord:
         """The record of a stage, made now unless it stands already."""
@@ -130,10 +165,7 @@ class _Run:
 
     @cached_property
     def splits(self) -> Splits:
-        data = self.config.data
-        if self.normalization.normalization is not None:
-            data = data.model_copy(update={"normalization": self.normalization.normalization})
-        splits = load_data(data, self.config.seed, self.progress)
+        splits = _open_data(self.config, self.normalization.normalization, self.progress)
         self.directory.hold_images(splits.listings, self.say)
         return splits
 
@@ -187,7 +219,9 @@ class _Run:
         given = Path(weights) if weights else None
         code = Path(config.model.name.rpartition(":")[0]).expanduser()
         return {
-            "config": config.essence() | {"finetune": None, "latency": None},
+            "config": {k: v for k, v in config.essence().items() if k not in _LATER},
+            "keep": config.prune.keep,
+            "select": config.method.selected,
             "weights": sha256_of(given) if given is not None and given.is_file() else weights,
             "code": sha256_of(code) if code.suffix == ".py" and code.is_file() else None,
         }
@@ -199,13 +233,15 @@ class _Run:
         )
         if message:
             self.say(message)
+        check_recipes(config, self.device, self.splits.train)
         graph = self.trace(model.to(self.device))
         check_outputs(graph, self.info.num_classes, config.model.name)
-        self.say(f"reachable: {check_reachable(self.config.prune, graph)}")
+        self.say(f"reachable: {check_reachable(config.prune, graph)}")
+        config.method.check(graph, config.prune, resolve(config.model.name).units)
         if config.baseline is not None:
             self.train(model, config.baseline, work, "baseline")
         artifact.save_state(self.directory.baseline, model)
-        write_json(self.directory.graph, _described(graph))
+        write_json(self.directory.graph, channel_facts(graph))
         trained = config.baseline is not None or config.model.weights is not None
         results = {
             "trained": trained,
@@ -221,6 +257,7 @@ class _Run:
         work: Path,
         name: str,
         teacher: nn.Module | None = None,
+        field: str | None = None,
     ) -> None:
         fit(
             model,
@@ -232,13 +269,16 @@ class _Run:
             teacher=teacher,
             progress=self.progress,
             name=name,
+            field=field,
         )
 
     # Plan
 
-    def plan_inputs(self, baseline: StageRecord) -> Any:
-        finetune = self.config.finetune
-        return [baseline.digest, None if finetune is None else finetune.model_dump(mode="json")]
+    def plan_inputs(self) -> Any:
+        config = self.config
+        finetune = None if config.finetune is None else config.finetune.model_dump(mode="json")
+        asked = [config.method.model_dump(mode="json"), config.prune.model_dump(mode="json")]
+        return [self.records["baseline"].digest, finetune, *asked]
 
     def plan(self, work: Path) -> Made:
         config, directory = self.config, self.directory
@@ -255,6 +295,15 @@ class _Run:
             fresh=self.fresh,
             finetune=config.finetune,
             progress=self.progress,
+            reopen=partial(
+                _reopened,
+                config,
+                self.normalization.normalization,
+                self.num_classes,
+                directory.baseline,
+                self.device,
+            ),
+            units=resolve(config.model.name).units,
         )
         found = methods.get(config.method.name).build(context, config.method)
         write_json(directory.plan, found.plan.to_json())
@@ -265,6 +314,11 @@ class _Run:
         if found.pruned_state is not None:
             artifact.save_state(directory.inherited, found.pruned_state)
             files.append(directory.inherited)
+        # An earlier search's, perhaps of another method.
+        directory.trials.unlink(missing_ok=True)
+        directory.search_plot.unlink(missing_ok=True)
+        for file in found.files:
+            directory.take(file)
         results = {
             "digest": found.plan.digest,
             "own_weights": found.model is not model,
@@ -314,27 +368,25 @@ class _Run:
 
     # Fine-tune
 
-    def finetune_inputs(self, prune: StageRecord) -> Any:
-        return [prune.digest, self.records["plan"].digest]
-
     def finetune(self, work: Path) -> Made:
         config, directory = self.config, self.directory
         plan, facts = self.stored_plan(), self.records["plan"].results
         model = self.unpruned()
         graph = self.trace(model)
         small = apply_plan(model, graph, plan)
-        recipe = config.finetune
+        recipe, field = config.finetune, "finetune"
         if facts["finetune"] is not None:
             recipe = TrainingOptions.model_validate(facts["finetune"])
+            field = next((f"method.{name}" for name in config.method.recipes), field)
         if recipe is None:
             artifact.restore(small, artifact.load_state(directory.start))
         elif facts["masked"]:
             masked = mask_plan(model, graph, plan)
-            self.train(masked, recipe, work, "masked fine-tuning", self.teacher(recipe))
+            self.train(masked, recipe, work, "masked fine-tuning", self.teacher(recipe), field)
             small = apply_plan(masked, graph, plan)
         else:
             artifact.restore(small, artifact.load_state(directory.start))
-            self.train(small, recipe, work, "fine-tuning", self.teacher(recipe))
+            self.train(small, recipe, work, "fine-tuning", self.teacher(recipe), field)
         metrics = self.measure(small)
         artifact.save(
             directory.pruned,
@@ -382,18 +434,32 @@ class _Run:
             command=self.repeat,
             directory=self.directory.path,
         )
-        write_json(self.directory.report, content)
-        return {}, (self.directory.report,)
+        directory = self.directory
+        full = {group.name: group.channels for group in self.trace(model).groups}
+        plot_channels(directory.channels_plot, full, plan.widths())
+        if directory.trials.is_file():
+            plot_search(directory.search_plot, directory.trials)
+        write_json(directory.report, content)
+        return {}, (directory.report,)
 
 
-def _described(graph: ChannelGraph) -> dict[str, Any]:
-    return {
-        "groups": [
-            {"name": group.name, "channels": group.channels, "kind": group.kind}
-            for group in graph.groups
-        ],
-        "unprunable": [
-            {"name": row.name, "channels": row.channels, "reason": row.reason}
-            for row in graph.unprunable
-        ],
-    }
+def _open_data(
+    config: RunConfig, normalization: Normalization | None, progress: Progress
+) -> Splits:
+    data = config.data
+    if normalization is not None:
+        data = data.model_copy(update={"normalization": normalization})
+    return load_data(data, config.seed, progress)
+
+
+def _reopened(
+    config: RunConfig,
+    normalization: Normalization | None,
+    num_classes: int,
+    baseline: Path,
+    device: torch.device,
+) -> tuple[nn.Module, Splits]:
+    """Baseline network and data, in another process."""
+    model, _ = build_network(config.model, num_classes, seed=config.seed)
+    artifact.restore(model, artifact.load_state(baseline))
+    return model.to(device), _open_data(config, normalization, SilentProgress())

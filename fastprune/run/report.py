@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,16 +16,19 @@ from torch import nn
 from fastprune.config import RunConfig
 from fastprune.data import DataInfo
 from fastprune.graph import ChannelGraph, PruningPlan
+from fastprune.graph.units import map_sizes
 from fastprune.run.directory import StageRecord
 
 __all__ = [
     "build_report",
+    "channel_facts",
     "interleaved_latency",
     "narrowest_groups",
     "print_counts",
     "print_members",
     "print_metrics",
     "print_report",
+    "print_stage",
 ]
 
 _WARM_UP = 3
@@ -162,14 +164,11 @@ def _left_out(records: Mapping[str, StageRecord]) -> list[str]:
 
 def narrowest_groups(graph: ChannelGraph, plan: PruningPlan) -> list[dict[str, Any]]:
     """The layer with the smallest share of its channels left, for each size of feature maps."""
-    sizes = {}
-    for layer in graph.layers:
-        shape = graph.program.ops[layer.op].outputs[0].shape
-        sizes[layer.weight.rpartition(".")[0]] = "x".join(str(n) for n in shape[2:]) or "1x1"
+    sizes = map_sizes(graph)
     found: dict[str, dict[str, Any]] = {}
     widths = plan.widths()
     for group in graph.groups:
-        size = sizes.get(re.sub(r":\d+$", "", group.name))
+        size = sizes.get(group.name)
         kept = widths.get(group.name, group.channels)
         row = {"maps": size, "group": group.name, "kept": kept, "of": group.channels}
         best = found.get(size) if size is not None else None
@@ -178,6 +177,20 @@ def narrowest_groups(graph: ChannelGraph, plan: PruningPlan) -> list[dict[str, A
         ):
             found[size] = row
     return list(found.values())
+
+
+def channel_facts(graph: ChannelGraph) -> dict[str, Any]:
+    """The groups of a network, and what cannot be pruned and why; plain data."""
+    return {
+        "groups": [
+            {"name": group.name, "channels": group.channels, "kind": group.kind}
+            for group in graph.groups
+        ],
+        "unprunable": [
+            {"name": row.name, "channels": row.channels, "reason": row.reason}
+            for row in graph.unprunable
+        ],
+    }
 
 
 def print_report(report: Mapping[str, Any]) -> None:
@@ -217,6 +230,8 @@ def print_report(report: Mapping[str, Any]) -> None:
                 name, f"{found['top1']:.2f}", f"{found['top5']:.2f}", f"{found['loss']:.4f}"
             )
     console.print(table)
+    if "code" in report["notes"]:
+        console.print(f"code: {' '.join(map(str, report['notes']['code']))}", soft_wrap=True)
     table = Table("feature maps", "narrowest group", "kept")
     for row in report["narrowest"]:
         table.add_row(row["maps"], row["group"], f"{row['kept']} of {row['of']}")
@@ -228,6 +243,19 @@ def print_report(report: Mapping[str, Any]) -> None:
     for warning in report["warnings"]:
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
     console.print(f"saved: {report['directory']}; again: {report['command']}", soft_wrap=True)
+
+
+def print_stage(results: Mapping[str, Any]) -> None:
+    """What a run that was to end before its report found last."""
+    metrics, cost = results.get("metrics"), results.get("cost")
+    parts = [results["stage"]]
+    if metrics is not None:
+        parts.append(f"top-1 {metrics['top1']:.2f} %, top-5 {metrics['top5']:.2f} %")
+    if cost is not None:
+        parts.append(f"{cost['macs']:,} MACs, {cost['params']:,} params")
+    if "code" in results.get("notes", {}):
+        parts.append(f"code {' '.join(map(str, results['notes']['code']))}")
+    print(": ".join([parts[0], "; ".join(parts[1:]) or "done"]))
 
 
 def _print_unprunable(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -247,8 +275,11 @@ def print_counts(counts: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
     shape = "x".join(str(n) for n in counts["input"])
     console.print(f"{counts['model']}, input {shape}, counting {counts['counting']}")
+    if "code" in counts:
+        console.print(f"code {' '.join(str(k) for k in counts['code'])}", soft_wrap=True)
+    dropped = counts.get("dropped")
     columns = ["unpruned"] + (["pruned", "kept"] if "pruned" in counts else [])
-    table = Table("", *columns)
+    table = Table("", *columns, *(["dropped"] if dropped else []))
     for column in table.columns[1:]:
         column.justify = "right"
     for metric in ("macs", "params", "channels", "size_mb"):
@@ -258,10 +289,16 @@ def print_counts(counts: Mapping[str, Any]) -> None:
         if "pruned" in counts:
             small = counts["pruned"][metric]
             row += [_figure(small), _share(small, counts[metric])]
+        if dropped:
+            row.append(f"{100 * dropped[metric]:.2f} %" if metric in dropped else "")
         table.add_row(metric, *row)
     console.print(table)
     for group in counts.get("groups", ()):
         console.print(f"{group['name']}: {group['channels']} channels ({group['kind']})")
+    for number, unit in enumerate(counts.get("units", ()), start=1):
+        console.print(
+            f"unit {number}, {unit['name']}: {', '.join(unit['groups'])}", soft_wrap=True
+        )
     _print_unprunable(console, counts.get("unprunable", ()))
 
 

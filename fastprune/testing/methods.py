@@ -54,25 +54,32 @@ def method_context(folder: Path, options: MethodOptions, prune: PruneOptions) ->
         folder: of the method's checkpoints; made if it is not there.
     """
 
-    def fresh(seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        return TinyResidual()
-
     folder.mkdir(parents=True, exist_ok=True)
-    model, example = fill(fresh(0)), torch.zeros(1, 3, 32, 32)
+    (model, splits), example = _opened(), torch.zeros(1, 3, 32, 32)
     return MethodContext(
         model=model,
         graph=trace(model, example, keep=prune.keep, select=options.selected),
         example=example,
-        splits=data.load(data.DataOptions(train_limit=96, test_limit=40, batch_size=32), 0),
+        splits=splits,
         prune=prune,
         directory=folder,
         seed=0,
         device=torch.device("cpu"),
-        fresh=fresh,
+        fresh=_fresh,
         finetune=TrainingOptions(epochs=1, lr=0.05),
         progress=SilentProgress(),
+        reopen=_opened,
     )
+
+
+def _fresh(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return TinyResidual()
+
+
+def _opened() -> tuple[nn.Module, data.Splits]:
+    options = data.DataOptions(train_limit=96, test_limit=40, batch_size=32)
+    return fill(_fresh(0)), data.load(options, 0)
 
 
 def check_method(

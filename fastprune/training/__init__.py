@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastprune.training._possible import impossible
 from fastprune.training.evaluate import evaluate
 from fastprune.training.metrics import Metrics
 from fastprune.training.options import DistillOptions, EarlyStopOptions, TrainingOptions
@@ -21,5 +22,6 @@ __all__ = [
     "choose_progress",
     "evaluate",
     "fit",
+    "impossible",
     "recalibrate_batch_norm",
 ]

@@ -94,11 +94,11 @@ class CudaGraphs:
         return outputs, graph.replay
 
 
-def capture_refusal(device: torch.device, pipeline: InputPipeline) -> str | None:
-    """Why no work can be captured there, or None."""
+def capture_refusal(device: torch.device, pipeline: InputPipeline | None) -> str | None:
+    """Why no work can be captured there, or None; of images that are not opened yet, nothing."""
     if device.type != "cuda":
         return f"the device is {device}, and CUDA graphs need a GPU"
-    if pipeline.images < pipeline.batch_size:
+    if pipeline is not None and pipeline.images < pipeline.batch_size:
         return f"{pipeline.images} images make no whole batch of {pipeline.batch_size}"
     return None
 
@@ -134,7 +134,7 @@ class Captured:
         images: of a whole batch.
         graphs: of the device.
         asked: whether the user wants it; then what speaks against it is an error.
-        name: of the work, for messages.
+        field: of a configuration that asks for it, for messages.
 
     Attributes:
         refusal: why ``work`` runs uncaptured; None as long as nothing speaks against capturing.
@@ -147,10 +147,10 @@ class Captured:
         images: int,
         graphs: Graphs,
         asked: bool,
-        name: str,
+        field: str,
     ) -> None:
         self._work, self._images, self._graphs = work, images, graphs
-        self._asked, self._name = asked, name
+        self._asked, self._field = asked, field
         self._warm_ups = _WARM_UPS
         self._recording: _Recording | None = None
         self.refusal: str | None = None
@@ -206,7 +206,7 @@ class Captured:
 
     def _refuse(self, reason: str) -> None:
         if self._asked:
-            raise TrainingError(f"{self._name}.capture: {reason}; use auto or false")
+            raise TrainingError(f"{self._field}: {reason}; use auto or false")
         self.refusal = reason
 
 

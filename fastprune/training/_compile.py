@@ -7,7 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["Compiled"]
+__all__ = ["Compiled", "compile_refusal"]
+
+
+def compile_refusal() -> str | None:
+    """Why torch.compile takes no function at all here, as on a Python that is too new, or None.
+
+    Whether it takes a certain one turns out when that is first called.
+    """
+    try:
+        torch.compile(_first_line)
+    except RuntimeError as error:
+        return f"torch cannot compile here: {_first_line(error)}"
+    return None
 
 
 class Compiled:

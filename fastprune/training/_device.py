@@ -12,13 +12,20 @@ from fastprune.errors import TrainingError
 from fastprune.processor import bf16_instructions
 from fastprune.training.options import Precision
 
-__all__ = ["autocast", "kept_modes", "name_of", "precision_of"]
+__all__ = ["autocast", "kept_modes", "name_of", "precision_of", "precision_refusal"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _FAST_ON_CPU = {"amx_bf16", "avx512_bf16"}
 """With the second, ResNet-20 and -56, VGG-16 and DenseNet-40 train 1.7 to 1.9 times as fast in
 bf16 as in fp32. Those of other processors were not measured."""
+
+
+def precision_refusal(precision: Precision, device: torch.device) -> str | None:
+    """Why a device does not compute so, or None."""
+    if precision == "fp16" and device.type != "cuda":
+        return f"fp16 needs a GPU, but the device is {device}; use auto, fp32 or bf16"
+    return None
 
 
 def precision_of(precision: Precision, device: torch.device) -> torch.dtype:
@@ -33,10 +40,8 @@ def precision_of(precision: Precision, device: torch.device) -> torch.dtype:
         else:
             fast = device.type == "cpu" and not _FAST_ON_CPU.isdisjoint(bf16_instructions())
         return torch.bfloat16 if fast else torch.float32
-    if precision == "fp16" and device.type != "cuda":
-        raise TrainingError(
-            f"precision: fp16 needs a GPU, but the device is {device}; use auto, fp32 or bf16"
-        )
+    if (why := precision_refusal(precision, device)) is not None:
+        raise TrainingError(f"precision: {why}")
     return _DTYPES[precision]
 
 

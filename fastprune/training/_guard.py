@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from fastprune.errors import TrainingError
+from fastprune.errors import DivergenceError
 
 __all__ = ["LossGuard", "check_weights"]
 
@@ -41,7 +41,7 @@ class LossGuard:
             kept: what remains of the training if it ends here, for the message.
 
         Raises:
-            TrainingError: this loss or an earlier one is not finite.
+            DivergenceError: this loss or an earlier one is not finite.
         """
         self._unseen.append((loss, epoch, batch, learning_rate))
         return self.check(kept) if len(self._unseen) >= self._every else None
@@ -50,14 +50,14 @@ class LossGuard:
         """Looks at all losses not yet seen; gives the newest.
 
         Raises:
-            TrainingError: one of them is not finite.
+            DivergenceError: one of them is not finite.
         """
         if not self._unseen:
             return None
         losses: list[float] = torch.stack([loss for loss, *_ in self._unseen]).tolist()
         for loss, (_, epoch, batch, rate) in zip(losses, self._unseen, strict=True):
             if not math.isfinite(loss):
-                raise TrainingError(
+                raise DivergenceError(
                     f"{self._name}: the loss is {loss} in epoch {epoch + 1}, batch {batch + 1}, "
                     f"at learning rate {rate:g}; {kept}; try a lower lr, warmup_epochs or "
                     "clip_grad_norm"
@@ -70,7 +70,7 @@ def check_weights(model: nn.Module, name: str, kept: str) -> None:
     """Refuses weights that are not finite, and NaN in running statistics.
 
     Raises:
-        TrainingError: some are not; the message names the first.
+        DivergenceError: some are not; the message names the first.
     """
     good = {k: weight.detach().isfinite().all() for k, weight in model.named_parameters()}
     # Not isfinite: attention masks are buffers that hold -inf on purpose.
@@ -78,7 +78,7 @@ def check_weights(model: nn.Module, name: str, kept: str) -> None:
     found: list[bool] = torch.stack(list(good.values())).tolist()
     if not all(found):
         first = next(k for k, fine in zip(good, found, strict=True) if not fine)
-        raise TrainingError(
+        raise DivergenceError(
             f"{name}: {first} holds numbers that are not finite; {kept}; try a lower lr, "
             "warmup_epochs or clip_grad_norm"
         )

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from fastprune.data import InputPipeline, Splits
+from fastprune.errors import DataError
 from fastprune.files import digest_of
+from fastprune.training._alone import images_between, left_alone
 from fastprune.training._device import name_of
 from fastprune.training._guard import LossGuard, check_weights
 from fastprune.training._pace import Pace
@@ -45,8 +47,9 @@ class Run:
         device: torch.device,
         name: str,
         say: Callable[[str], None],
+        stop: Callable[[int], bool] | None,
     ) -> None:
-        self._say = say
+        self._say, self._stop = say, stop
         self._model, self._step, self._options, self._splits = model, step, options, splits
         self._store, self._device, self._name = store, device, name
         self._guard = LossGuard(device, name)
@@ -66,10 +69,10 @@ class Run:
         return self.epoch * self._splits.train.batches + self.batch
 
     def over(self) -> bool:
-        """Whether all epochs are done, or early stopping ends them."""
-        return self.epoch >= self._options.epochs or stalled(
-            self.history, self._options.early_stop
-        )
+        """Whether all epochs are done, or early stopping or the caller ends them."""
+        if self.epoch >= self._options.epochs or stalled(self.history, self._options.early_stop):
+            return True
+        return bool(self.epoch) and self._stop is not None and self._stop(self.epoch)
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """What is left of the epoch."""
@@ -84,13 +87,19 @@ class Run:
         """The next batch's share of the images of its step."""
         pipeline, accumulate = self._splits.train, self._options.accumulate
         first = self.batch - self.batch % accumulate
-        images = _images_between(pipeline, first, first + accumulate)
-        return _images_between(pipeline, self.batch, self.batch + 1) / images
+        images = images_between(pipeline, first, first + accumulate)
+        return images_between(pipeline, self.batch, self.batch + 1) / images
 
     def ends_step(self) -> bool:
         """Whether the next batch is its step's last."""
         after = self.batch + 1
         return after % self._options.accumulate == 0 or after == self._splits.train.batches
+
+    def leaves_out(self, labels: torch.Tensor) -> bool:
+        """Whether the next batch is one to leave out; then it counts as done."""
+        alone = left_alone(self._splits.train, self.batch, len(labels))
+        self.batch += alone
+        return alone
 
     def note(
         self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, rate: float
@@ -109,7 +118,19 @@ class Run:
         return {"epoch": self.epoch + 1, "loss": seen, **self._pace.figures()}
 
     def close_epoch(self) -> dict[str, float]:
-        """Reads the epoch's figures, validates, and turns to the next; gives figures to show."""
+        """Reads the epoch's figures, validates, and turns to the next; gives figures to show.
+
+        Raises:
+            TrainingError: a loss was not finite.
+            DataError: every batch was left out.
+        """
+        if not self._totals.images:
+            names = self._splits.train.bad_images
+            raise DataError(
+                f"{self._name}: of every training batch of epoch {self.epoch + 1} one image alone "
+                f"can be read; mend or remove {', '.join(names[:5])}"
+                + (", …" if len(names) > 5 else "")
+            )
         self._guard.check(self._kept)
         train = self._totals.read()
         seconds, figures = self._pace.seconds, self._pace.figures()
@@ -265,11 +286,6 @@ def identity_of(
         "tensors": {name: list(t.shape) for name, t in model.state_dict().items()},
     }
     return digest_of(facts)
-
-
-def _images_between(pipeline: InputPipeline, first: int, end: int) -> int:
-    size = pipeline.batch_size
-    return min(end * size, pipeline.images) - first * size
 
 
 def _metrics_of(record: EpochRecord, pipeline: InputPipeline | None) -> Metrics | None:

@@ -16,9 +16,10 @@ from torch.nn import functional
 
 from fastprune.data import InputPipeline, Placement
 from fastprune.errors import TrainingError
-from fastprune.training._capture import Captured, CudaGraphs, capture_refusal
+from fastprune.training._capture import Captured, CudaGraphs
 from fastprune.training._compile import Compiled
 from fastprune.training._device import autocast, precision_of
+from fastprune.training._possible import uncapturable
 from fastprune.training.distill import distillation_loss
 from fastprune.training.evaluate import check_classes
 from fastprune.training.options import TrainingOptions
@@ -51,6 +52,7 @@ class TrainingStep:
         hooks: see `AfterBackward` and `AfterStep`.
         pipeline: of the training images.
         name: of the training, for messages.
+        field: of a configuration that holds the recipe, for messages.
         say: told in one line of what was asked for and cannot be done here.
 
     Attributes:
@@ -71,6 +73,7 @@ class TrainingStep:
         *,
         pipeline: InputPipeline,
         name: str,
+        field: str,
         say: Callable[[str], None],
     ) -> None:
         model.to(device)
@@ -104,10 +107,10 @@ class TrainingStep:
                 images=pipeline.batch_size,
                 graphs=CudaGraphs(device),
                 asked=options.capture is True,
-                name=name,
+                field=f"{field}.capture",
             )
         elif options.capture is True:
-            raise TrainingError(f"{name}.capture: {self._uncaptured}; use auto or false")
+            raise TrainingError(f"{field}.capture: {self._uncaptured}; use auto or false")
 
     @property
     def kind(self) -> StepKind:
@@ -152,6 +155,11 @@ class TrainingStep:
             self._update(rate)
         return loss, logits, y
 
+    def skip(self, rate: float, *, last: bool) -> None:
+        """In place of `run` for a batch that is left out: the others of its step still count."""
+        if last and any(weight.grad is not None for weight in self._weights):
+            self._update(rate)
+
     def close(self) -> None:
         """Lets go of graphs and compiled code, which refer to this step and hold memory."""
         self._captured = self._compiled = None
@@ -194,17 +202,8 @@ class TrainingStep:
 
     def _capture_refusal(self, pipeline: InputPipeline) -> str | None:
         """Why steps cannot be captured, or None."""
-        options = self._options
-        if options.capture is False:
-            return "capture: false"
-        if options.compile:
-            return "compile: true"
-        if (anywhere := capture_refusal(self._device, pipeline)) is not None:
-            return anywhere
-        if options.accumulate > 1:
-            return f"accumulate: a step is {options.accumulate} batches"
-        if self._scaler.is_enabled():
-            return "precision: fp16 scales its losses by what the host reads"
+        if (why := uncapturable(self._options, self._device, pipeline)) is not None:
+            return why
         for hook in (self._after_backward, self._after_step):
             if hook is not None and not _capturable(hook):
                 return f"{_name_of(hook)} is called at every step and does not say capturable"

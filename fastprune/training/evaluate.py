@@ -65,7 +65,7 @@ def evaluate(
             images=pipeline.batch_size,
             graphs=CudaGraphs(device),
             asked=capture is True,
-            name=name,
+            field=f"{name}.capture",
         )
     totals, pace = Totals(device), Pace()
     title = told.start(name, pipeline.batches, "batches")

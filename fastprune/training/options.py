@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, model_validator
+from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
+
+from fastprune.options import Options, expecting
 
 __all__ = ["Capture", "DistillOptions", "EarlyStopOptions", "Precision", "TrainingOptions"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
-Capture = bool | Literal["auto"]
+Capture = Annotated[StrictBool | Literal["auto"], expecting("true, false or auto")]
 """Whether work becomes a CUDA graph; auto where it can, and where batches are small."""
 
-Milestone = (
+Milestone = Annotated[
     Annotated[StrictInt, Field(ge=1)]
-    | Annotated[StrictFloat, Field(gt=0, lt=1, allow_inf_nan=False)]
-)
+    | Annotated[StrictFloat, Field(gt=0, lt=1, allow_inf_nan=False)],
+    expecting("a count of epochs, or a fraction between 0 and 1"),
+]
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class _Options(Options):
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class DistillOptions(_Options):

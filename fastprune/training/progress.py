@@ -19,6 +19,7 @@ __all__ = [
     "SilentProgress",
     "Task",
     "choose_progress",
+    "duration",
 ]
 
 _LINE_EVERY = 10.0
@@ -77,6 +78,8 @@ class _SilentTask:
 class LineProgress:
     """Plain lines, at most one every ten seconds and one at the end of each piece of work.
 
+    Work inside work is said behind the work it is a part of, on one line.
+
     Args:
         stream: where to write.
         clock: seconds, from any start.
@@ -86,26 +89,34 @@ class LineProgress:
         self._stream = stream
         self._clock = clock
         self._last = clock()
+        self._open: list[_LineTask] = []
 
     @contextmanager
     def start(self, title: str, total: int, unit: str = "", *, done: int = 0) -> Iterator[Task]:
         task = _LineTask(self, title, total, unit, done)
-        yield task
-        # Short work has said nothing so far and says nothing now, lest a search of thousands of
-        # short evaluations fill the screen.
-        if task.shown:
-            task.show()
+        self._open.append(task)
+        try:
+            yield task
+            # Short work has said nothing so far and says nothing now, and a part of other work
+            # neither, lest a search of thousands of evaluations fill the screen.
+            if task.stale and len(self._open) == 1:
+                self.show()
+        finally:
+            self._open.remove(task)
 
     def note(self, message: str) -> None:
         print(message, file=self._stream, flush=True)
 
-    def due(self) -> bool:
-        """Whether it is time for a line."""
+    def show(self) -> None:
+        """A line about the work under way."""
+        self.note(" | ".join(task.line() for task in self._open))
+
+    def show_if_due(self) -> None:
+        """The same, where it is time."""
         now = self._clock()
-        if now - self._last < _LINE_EVERY:
-            return False
-        self._last = now
-        return True
+        if now - self._last >= _LINE_EVERY:
+            self._last = now
+            self.show()
 
     def now(self) -> float:
         """Seconds on this progress's clock."""
@@ -118,22 +129,23 @@ class _LineTask:
         self._done = self._before = done
         self._begun = lines.now()
         self._figures: dict[str, float] = {}
-        self.shown = False
+        self._said = self.stale = False
 
     def advance(self, n: int = 1, **figures: float) -> None:
         self._done += n
         self._figures.update(figures)
-        if self._lines.due():
-            self.show()
+        # Only what has been on a line before can be out of date there.
+        self.stale = self._said
+        self._lines.show_if_due()
 
-    def show(self) -> None:
-        self.shown = True
+    def line(self) -> str:
+        """What it says now."""
+        self.stale, self._said = False, True
         taken, made = self._lines.now() - self._begun, self._done - self._before
         parts = [f"{self._title}: {self._done}/{self._total} {self._unit}".rstrip()]
         if made > 0 and self._done < self._total:
-            parts.append(f"{_duration(taken / made * (self._total - self._done))} left")
-        parts += _shown(self._figures)
-        self._lines.note(", ".join(parts))
+            parts.append(f"{duration(taken / made * (self._total - self._done))} left")
+        return ", ".join(parts + _shown(self._figures))
 
 
 class BarProgress:
@@ -199,7 +211,8 @@ def _shown_one(name: str, value: float) -> str:
     return f"{name.replace('_', ' ')} {value:.4g}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours and minutes, or minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

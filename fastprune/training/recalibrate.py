@@ -16,6 +16,7 @@ from torch.nn.parameter import UninitializedBuffer
 
 from fastprune.data import InputPipeline, Placement
 from fastprune.ops import Moments, batch_norm_recalibrate
+from fastprune.training._alone import left_alone
 from fastprune.training._device import kept_modes
 
 __all__ = ["recalibrate_batch_norm"]
@@ -44,7 +45,7 @@ def recalibrate_batch_norm(
     Args:
         model: on ``device``; its running statistics are changed in place.
         pipeline: its epoch 0 is used.
-        batches: how many, at most all of them.
+        batches: how many, at most all of them; one that bad files left with one image sits out.
         device: where to compute.
     """
     device = torch.device(device)
@@ -63,9 +64,11 @@ def recalibrate_batch_norm(
             model.eval()
             for norm in norms:
                 norm.module.train()
-            for x, _ in islice(pipeline.epoch(0, placement=Placement(device)), batches):
-                model(x)
-                seen += 1
+            given = islice(pipeline.epoch(0, placement=Placement(device)), batches)
+            for number, (x, _) in enumerate(given):
+                if not left_alone(pipeline, number, len(x)):
+                    model(x)
+                    seen += 1
         if seen:
             undo.pop_all()
     if seen:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,8 @@ from torch import nn
 
 from fastprune.data import Splits
 from fastprune.errors import TrainingError
-from fastprune.training._capture import capture_refusal
-from fastprune.training._device import kept_modes, precision_of
+from fastprune.training._device import kept_modes
+from fastprune.training._possible import impossible
 from fastprune.training._run import Run, identity_of
 from fastprune.training._step import AfterBackward, AfterStep, TrainingStep
 from fastprune.training._store import Store
@@ -35,8 +35,10 @@ def fit(
     teacher: nn.Module | None = None,
     after_backward: AfterBackward | None = None,
     after_step: AfterStep | None = None,
+    stop: Callable[[int], bool] | None = None,
     progress: Progress | None = None,
     name: str = "finetune",
+    field: str | None = None,
 ) -> FitResult:
     """Trains ``model`` in place and leaves it with the weights that ``options.keep`` says.
 
@@ -57,8 +59,11 @@ def fit(
         after_step: called once a step with the learning rate: for proximal steps. Both keep a
             step from becoming a CUDA graph, unless they have an attribute ``capturable``, true:
             then they may be called for its recording alone, the second with a tensor.
+        stop: called with the number of epochs done before each further one; whether to end here.
+            A training that goes on asks again, so it has to answer the same.
         progress: shows how far it is.
         name: of the work, in messages.
+        field: of a configuration that holds ``options``, in messages; by default ``name``.
 
     Raises:
         TrainingError: the recipe cannot be followed here, or the loss is no longer finite.
@@ -66,16 +71,25 @@ def fit(
         DataError: an image cannot be read.
     """
     device, progress = torch.device(device), progress or SilentProgress()
-    _check(model, splits, options, device, teacher, name)
+    field = field or name
+    _check(model, splits, options, device, teacher, name, field)
     identity = identity_of(model, splits, options, seed, teacher is not None)
     store = Store(directory, identity, options.checkpoint_every, progress, name)
     say = partial(_say, progress, name)
     hooks = (after_backward, after_step)
     step = TrainingStep(
-        model, options, device, teacher, hooks, pipeline=splits.train, name=name, say=say
+        model,
+        options,
+        device,
+        teacher,
+        hooks,
+        pipeline=splits.train,
+        name=name,
+        field=field,
+        say=say,
     )
     with _seeded(seed, device), kept_modes(model), closing(step):
-        run = Run(model, step, options, splits, store, device, name, say)
+        run = Run(model, step, options, splits, store, device, name, say, stop)
         if (stored := store.result(device)) is not None:
             return run.restore_result(stored)
         run.resume()
@@ -83,9 +97,12 @@ def fit(
             while not run.over():
                 model.train()
                 for batch in run.batches():
-                    rate, last = run.learning_rate(), run.ends_step()
-                    loss, logits, labels = step.run(batch, run.share(), rate, last=last)
-                    figures = run.note(loss, logits, labels, rate)
+                    rate, last, figures = run.learning_rate(), run.ends_step(), {}
+                    if run.leaves_out(batch[1]):
+                        step.skip(rate, last=last)
+                    else:
+                        loss, logits, labels = step.run(batch, run.share(), rate, last=last)
+                        figures = run.note(loss, logits, labels, rate)
                     if last:
                         run.checkpoint_if_due()
                     task.advance(1, **figures)
@@ -100,24 +117,17 @@ def _check(
     device: torch.device,
     teacher: nn.Module | None,
     name: str,
+    field: str,
 ) -> None:
     """Refuses what could only fail after minutes of work."""
-    precision_of(options.precision, device)
-    if options.capture is True and (why := capture_refusal(device, splits.train)) is not None:
-        raise TrainingError(f"{name}.capture: {why}; use auto or false")
+    validated, taught = splits.validation is not None, teacher is not None
+    problems = impossible(options, device, train=splits.train, validated=validated, taught=taught)
+    if problems:
+        raise TrainingError(f"{field}.{problems[0]}")
     if not any(weight.requires_grad for weight in model.parameters()):
         raise TrainingError(f"{name}: the network has no weights to train")
     if not splits.train.batches:
         raise TrainingError(f"{name}: there are no training images")
-    if options.distill is not None and teacher is None:
-        raise TrainingError(f"{name}.distill: needs the unpruned network to learn from")
-    if splits.validation is None:
-        for field, wants in (("early_stop", options.early_stop), ("keep", options.keep == "best")):
-            if wants:
-                raise TrainingError(
-                    f"{name}.{field}: looks at validation images, but data.validation is 0; "
-                    "set it above 0"
-                )
 
 
 def _say(progress: Progress, name: str, message: str) -> None:

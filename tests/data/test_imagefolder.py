@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,12 @@ def make(folder: Path, names: tuple[str, ...], count: int = 3) -> None:
         (folder / name).mkdir(parents=True)
         for i in range(count):
             Image.new("RGB", (20, 16), (i * 40, 9, 9)).save(folder / name / f"{i}.JPG", "JPEG")
+
+
+def flat(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name in ("im_1", "im_10", "im_2"):
+        Image.new("RGB", (20, 16)).save(folder / f"{name}.JPEG")
 
 
 def options(root: Path, **changed: object) -> DataOptions:
@@ -70,6 +77,55 @@ def test_wrong_layouts_say_how_to_arrange_the_images(tmp_path: Path) -> None:
     message = problem(tmp_path)
     assert "1 images but no class folders" in message
     assert arrange in message
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("val/val_map.txt", "{a} a\n{b} b\n{c} b\n"),
+        ("val_map.txt", "{a}\ta\r\n{b}\tb\r\n{c}\tb\r\n"),
+        ("labels.csv", "file;label\n{a};a\n{b};b\n{c};b\n"),
+        (
+            "LOC_val_solution.csv",
+            "ImageId,PredictionString\nim_1,a 85 1 499 272 a 2 3 4 5\nim_10,b 1 2 3 4\nim_2,b\n",
+        ),
+        ("../../../LOC_val_solution.csv", "ImageId,PredictionString\nim_1,a 8\nim_10,b\nim_2,b"),
+    ],
+)
+def test_a_flat_val_comes_with_the_command_that_sorts_it(
+    tmp_path: Path, place: str, text: str
+) -> None:
+    root = tmp_path / "it's" / "ILSVRC" / "Data" / "CLS-LOC"
+    make(root / "train", ("a", "b"))
+    flat(root / "val")
+    file = root / place
+    file.write_text(text.format(a="im_1.JPEG", b="im_10.JPEG", c="im_2.JPEG"), newline="")
+    (root / "readme.txt").write_text("nothing\n")
+    message = problem(root)
+    assert f"{root / 'val'}: 3 images but no class folders" in message
+    assert "train/CLASS/*.jpg and val/CLASS/*.jpg: " in message
+    assert file.resolve().name in message
+    command = message.partition("sort them by it: ")[2]
+    subprocess.run(["bash", "-c", command], check=True)
+    test, _ = load_test(options(root))
+    assert [y.tolist() for _, y in test.epoch(0)] == [[0, 1, 1]]
+
+
+def test_a_flat_val_whose_mapping_names_other_classes(tmp_path: Path) -> None:
+    make(tmp_path / "train", ("a", "b"))
+    flat(tmp_path / "val")
+    assert problem(tmp_path).endswith(
+        "no class folders; arrange the images as train/CLASS/*.jpg and val/CLASS/*.jpg"
+    )
+    truth = tmp_path / "ILSVRC2012_devkit_t12" / "data" / "ILSVRC2012_validation_ground_truth.txt"
+    truth.parent.mkdir(parents=True)
+    truth.write_text("490\n361\n171\n")
+    message = problem(tmp_path)
+    assert f"{truth} has a number for each" in message
+    assert "torchvision.datasets.ImageNet" in message
+    (tmp_path / "val.txt").write_text("im_1.JPEG 65\nim_10.JPEG 970\n")
+    message = problem(tmp_path)
+    assert "gives im_1.JPEG the class '65', which is no folder of" in message
 
 
 def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:

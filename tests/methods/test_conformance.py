@@ -16,8 +16,16 @@ from fastprune.testing.methods import check_method
 TRAIN = {"epochs": 1, "lr": 0.05}
 HALF = PruneOptions(budget={"macs": 0.5})
 
+COLONY = {"food_number": 2, "max_cycle": 1, "food_limit": 1, "calfitness_epoch": 1}
+
 # Options that send each method through all of its parts.
 CASES: dict[str, list[tuple[dict[str, Any], PruneOptions | None]]] = {
+    "abc": [
+        ({**COLONY, "inherit": "taylor", "racing": True, "calfitness_epoch": 2}, None),
+        ({**COLONY, "order": "published", "fitness_metric": "top5"}, HALF),
+        ({**COLONY, "search": "random", "units": "stage", "fitness_split": "test"}, None),
+        ({"code": "5 5", "inherit": "first"}, None),
+    ],
     "one_shot": [
         ({}, HALF),
         ({"criterion": "taylor", "batches": 2}, HALF),

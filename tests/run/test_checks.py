@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 import fastprune as fp
-from fastprune.errors import BudgetError, PlanError
+from fastprune.config import make_config
+from fastprune.data import load
+from fastprune.errors import BudgetError, ConfigError, PlanError
 from fastprune.methods import PruneOptions
-from fastprune.run.checks import budget_lines, check_oracle, check_reachable
+from fastprune.run.checks import budget_lines, check_oracle, check_reachable, check_recipes
 
 
 def network() -> nn.Sequential:
@@ -62,3 +64,23 @@ def test_budgets_are_put_beside_what_was_reached() -> None:
     assert line["limit"] == graph.cost().macs / 2
     assert line["reached"] == graph.cost(plan).macs <= line["limit"]
     assert budget_lines(None, graph, plan) == []
+
+
+def test_recipes_are_held_against_the_images_once_they_are_there() -> None:
+    config = make_config(
+        {
+            "model": {"name": "fastprune.testing.methods:TinyResidual"},
+            "data": {"name": "digits", "train_limit": 20, "batch_size": 32},
+            "baseline": {},
+            "method": "one_shot",
+            "prune": {"budget": {"macs": 0.5}},
+            "finetune": {"capture": True},
+        }
+    )
+    gpu = torch.device("cuda")
+
+    check_recipes(config, gpu)
+    with pytest.raises(
+        ConfigError, match=r"^finetune\.capture: 20 images make no whole batch of 32; use auto"
+    ):
+        check_recipes(config, gpu, load(config.data, 0).train)

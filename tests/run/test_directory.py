@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import pytest
 
 from fastprune.config import RunConfig, make_config
-from fastprune.errors import ConfigError
+from fastprune.errors import ConfigError, DataError
 from fastprune.files import TEMPORARY, write_json
 from fastprune.run.directory import open_directory, saved_config
 
@@ -87,6 +90,55 @@ def test_a_run_that_made_nothing_gives_way_to_a_mended_configuration(tmp_path: P
 
     with open_directory(tmp_path, config(seed=1)):
         assert saved_config(tmp_path).seed == 1
+
+
+def refused(path: Path, stage: str | None = None) -> None:
+    def fail() -> None:
+        with open_directory(path, config()) as directory:
+            directory.work("baseline", "inputs")
+            if stage is not None:
+                directory.finish(stage, "inputs", {}, (), 1)
+            raise DataError("no images")
+
+    with pytest.raises(DataError, match="no images"):
+        fail()
+
+
+def test_a_run_that_is_refused_before_it_made_anything_leaves_nothing(tmp_path: Path) -> None:
+    refused(tmp_path / "deep" / "a")
+    assert list(tmp_path.iterdir()) == []
+
+    (tmp_path / "there").mkdir()
+    refused(tmp_path / "there")
+    assert list((tmp_path / "there").iterdir()) == []
+    refused(tmp_path / "there" / "deeper" / "a")
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_run_that_is_refused_later_keeps_what_it_made(tmp_path: Path) -> None:
+    refused(tmp_path / "a", "baseline")
+    assert saved_config(tmp_path / "a") == config()
+    refused(tmp_path / "a")
+    with open_directory(tmp_path / "a", config()) as directory:
+        assert directory.finished("baseline", "inputs")[0] is not None
+
+
+def test_a_lock_that_a_refused_run_removed_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = []
+
+    def removed_before(stream: IO[str], how: int) -> None:
+        if not locked:
+            (tmp_path / "lock").unlink()
+        fcntl.lockf(stream, how)
+        locked.append(os.fstat(stream.fileno()).st_ino)
+
+    monkeypatch.setattr("fastprune.run.lock.fcntl", SimpleNamespace(**vars(fcntl)))
+    monkeypatch.setattr("fastprune.run.lock.fcntl.lockf", removed_before)
+    with open_directory(tmp_path, config()):
+        assert len(locked) == 2
+        assert locked[1] == (tmp_path / "lock").stat().st_ino
 
 
 @pytest.mark.parametrize("name", ["work/baseline/last.pt", "stages/plan.json", "plan.json"])

@@ -146,6 +146,60 @@ def test_an_impossible_budget_is_refused_before_training(tmp_path: Path) -> None
     assert not (tmp_path / "baseline.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (
+            GRADUAL | {"finetune": TRAIN | {"capture": True, "precision": "fp16"}},
+            [
+                "finetune.precision: fp16 needs a GPU, but the device is cpu; use auto, fp32 or "
+                "bf16",
+                "finetune.capture: the device is cpu, and CUDA graphs need a GPU; use auto or "
+                "false",
+            ],
+        ),
+        (
+            SLIMMING
+            | {"method": SLIMMING["method"] | {"train": TRAIN | {"precision": "fp16"}}}
+            | {"finetune": TRAIN | {"keep": "best"}, "data": GRADUAL["data"] | {"validation": 0}},
+            [
+                "method.train.precision: fp16 needs a GPU, but the device is cpu; use auto, fp32 "
+                "or bf16",
+                "finetune.keep: looks at validation images, but data.validation is 0; set it "
+                "above 0",
+            ],
+        ),
+        (
+            GRADUAL | {"baseline": TRAIN | {"distill": {}}},
+            ["baseline.distill: needs the unpruned network to learn from"],
+        ),
+    ],
+)
+def test_what_a_recipe_cannot_have_here_is_refused_before_any_work(
+    given: dict[str, Any], expected: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run(given, tmp_path / "a")
+
+    assert list(caught.value.problems) == expected
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_python_that_torch_cannot_compile_on_is_told_of_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("torch.compile is not supported on Python 3.99\nmore")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    expected = (
+        r"^finetune\.compile: torch cannot compile here: torch\.compile is not supported on "
+        r"Python 3\.99; use false$"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        run(GRADUAL | {"finetune": TRAIN | {"compile": True}}, tmp_path / "a")
+
+
 def test_what_a_stage_is_made_from_is_noticed_when_it_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +240,7 @@ def test_what_the_user_can_mend_is_one_line(
 
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "a").exists()
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ MakeGraphs = Callable[..., Any]
 def captured(
     work: Callable[..., tuple[Tensor, ...]], graphs: Any, *, asked: bool = False
 ) -> Captured:
-    return Captured(work, images=4, graphs=graphs, asked=asked, name="finetune")
+    return Captured(work, images=4, graphs=graphs, asked=asked, field="finetune.capture")
 
 
 def test_three_warm_ups_one_recording_then_replays(fake_graphs: MakeGraphs) -> None:

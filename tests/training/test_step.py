@@ -41,7 +41,8 @@ def step_of(
         None,
         hooks,
         pipeline=splits.train,
-        name="finetune",
+        name="step",
+        field="finetune",
         say=[].append if said is None else said.append,
     )
 
@@ -76,7 +77,7 @@ def capturing(monkeypatch: pytest.MonkeyPatch, fake_graphs: type[Any]) -> list[A
         made.append(fake_graphs(state))
         return made[-1]
 
-    for module in ("_step", "trainer"):
+    for module in ("_possible",):
         monkeypatch.setattr(f"fastprune.training.{module}.capture_refusal", lambda *_: None)
     monkeypatch.setattr("fastprune.training._step.CudaGraphs", graphs)
     monkeypatch.setattr(TrainingStep, "__init__", remembered)
@@ -339,7 +340,8 @@ class TestOnAGpu:
             None,
             (None, None),
             pipeline=odd_digits.train,
-            name="finetune",
+            name="step",
+            field="finetune",
             say=[].append,
         )
         guard, totals = LossGuard(device, "finetune"), Totals(device)

@@ -435,6 +435,21 @@ def test_what_cannot_work_is_said_before_training(
     assert not (tmp_path / "run").exists()
 
 
+def test_messages_name_the_field_that_a_configuration_has(
+    make_model: Make, few_digits: Splits
+) -> None:
+    with pytest.raises(TrainingError, match=r"^method\.train\.capture: the device is cpu"):
+        fit(
+            make_model(),
+            few_digits,
+            recipe(capture=True),
+            seed=0,
+            device="cpu",
+            name="sparse training",
+            field="method.train",
+        )
+
+
 def test_without_validation_the_figures_are_none(make_model: Make) -> None:
     splits = load(DataOptions(validation=0, train_limit=64, batch_size=32), seed=0)
     result = fit(make_model(), splits, recipe(epochs=1), seed=0, device="cpu")

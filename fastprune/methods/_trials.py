@@ -1,0 +1,118 @@
+"""``trials.jsonl``: every candidate of a search, a line each, in the order they came to be known.
+
+It is all that a search keeps: told again in the same order, it is where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fastprune.files import write_atomically
+
+__all__ = ["Trial", "TrialLog"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A candidate and its outcome.
+
+    Attributes:
+        number: from 0 on, in the order in which the search asked.
+        phase: of the search.
+        code: what the search asked about.
+        widths: channels that stay, by group.
+        cost: macs, params and channels of the pruned network.
+        plan: digest of its plan.
+        fitness: percent.
+        epochs: that it was trained; 0 where it was known.
+        seconds: of training and measuring.
+        repeats: number of the earlier candidate with the same plan.
+        stopped: whether it was given up before its last epoch.
+        diverged: whether its training came to numbers that are not finite; fitness is then 0.
+    """
+
+    number: int
+    phase: str
+    code: tuple[int, ...]
+    widths: dict[str, int]
+    cost: dict[str, int]
+    plan: str
+    fitness: float
+    epochs: int
+    seconds: float
+    repeats: int | None = None
+    stopped: bool = False
+    diverged: bool = False
+
+
+class TrialLog:
+    """The trials so far, on disk.
+
+    Args:
+        path: the file; what a kill left of its last line is cut off.
+
+    Attributes:
+        trials: by number.
+        best: the trial of the highest fitness, the first of equals; None where there is none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.trials: dict[int, Trial] = {}
+        self._by_plan: dict[str, Trial] = {}
+        self.best: Trial | None = None
+        whole = []
+        for line in _lines(path):
+            trial = _parsed(line)
+            if trial is None:
+                break
+            whole.append(line)
+            self._note(trial)
+        write_atomically(path, b"".join(whole))
+
+    def __iter__(self) -> Iterator[Trial]:
+        return iter(sorted(self.trials.values(), key=lambda trial: trial.number))
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def of_plan(self, digest: str) -> Trial | None:
+        """The trial that evaluated a plan."""
+        return self._by_plan.get(digest)
+
+    def add(self, trial: Trial) -> None:
+        """Appends a trial; it is on disk when this returns."""
+        with self._path.open("ab") as stream:
+            stream.write(json.dumps(asdict(trial)).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._note(trial)
+
+    def _note(self, trial: Trial) -> None:
+        self.trials[trial.number] = trial
+        if trial.repeats is None:
+            self._by_plan[trial.plan] = trial
+        if self.best is None or _rank(trial) > _rank(self.best):
+            self.best = trial
+
+
+def _rank(trial: Trial) -> tuple[float, int]:
+    return trial.fitness, -trial.number
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+
+
+def _parsed(line: bytes) -> Trial | None:
+    """None for what is not a whole line of this file."""
+    try:
+        found: Any = json.loads(line) if line.endswith(b"\n") else None
+        return Trial(**{**found, "code": tuple(found["code"])})
+    except (ValueError, TypeError, KeyError):
+        return None

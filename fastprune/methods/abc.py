@@ -1,0 +1,401 @@
+"""ABCPruner: the number of channels of every layer, found by an artificial bee colony.
+
+Lin et al., *Channel Pruning via Automatic Structure Search*, IJCAI 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field
+
+from fastprune.data import Placement
+from fastprune.errors import BudgetError, FastpruneError, PlanError
+from fastprune.graph import ChannelGraph, PruningPlan, trace
+from fastprune.graph.units import FULL, Units, parse_code, units_by_group, units_by_stage
+from fastprune.methods import (
+    MethodContext,
+    MethodOptions,
+    MethodResult,
+    PruneOptions,
+    Reopen,
+    registry,
+)
+from fastprune.methods._inherit import channel_order, check_rule, plan_of
+from fastprune.methods._search import Evaluator, search
+from fastprune.methods._trials import TrialLog
+from fastprune.records import Budget
+from fastprune.search import BeeColony, RandomSearch, SearchAlgorithm, Space
+from fastprune.training import TrainingOptions
+from fastprune.training._crew import Crew
+from fastprune.training._estimate import epoch_seconds
+from fastprune.training.evaluator import FitnessOptions, TrainedEvaluator
+from fastprune.training.progress import duration
+
+__all__ = ["AbcOptions", "abc"]
+
+MakeUnits = Callable[[ChannelGraph], Units]
+
+TRIALS = "trials.jsonl"
+
+
+class AbcOptions(MethodOptions):
+    """Options of ABCPruner; names of the search as the paper's code has them.
+
+    Attributes:
+        units: what one number of a code governs: the network family's own table (``family``), a
+            channel group each (``group``), or all groups of feature maps of one size (``stage``);
+            ``auto`` is ``family`` where the network has a table, and ``group`` elsewhere.
+        code: tenths kept of every unit, 1 to 10; given, nothing is searched.
+        inherit: which channels of the trained network a candidate begins with: ``first``,
+            ``random`` (one order a run), ``l1`` or any other criterion.
+        batches: training batches shown to a criterion that looks at data.
+        search: ``bee_colony``, or ``random`` codes, the control, as many of them.
+        order: ``batched`` asks for a whole phase's candidates at a time, from the sources as the
+            phase began; ``published`` for one at a time, each from the sources as they are.
+        food_number: sources F of the colony.
+        max_cycle: rounds of employed bees, onlookers and scouts. Candidates are F + rounds · (2F
+            + 1) at most.
+        food_limit: a source that got no better so many times is drawn afresh.
+        honeychange_num: numbers of a code that a neighbour has changed; all of them where there
+            are fewer.
+        max_preserve: highest tenth a code may have.
+        calfitness_epoch: epochs that each candidate is trained.
+        fitness: recipe of that training; ``epochs`` is calfitness_epoch's to say. None: SGD at
+            0.01, momentum 0.9, weight decay 5e-4, without a schedule.
+        fitness_split: images that fitness is the accuracy on; the test images have to be asked for
+            by name.
+        fitness_metric: which accuracy.
+        racing: give a candidate up after an epoch by which a paired test against its source says
+            that it will not beat it.
+        parallel: candidates at a time, each in a process of its own.
+    """
+
+    name: Literal["abc"] = "abc"
+    units: Literal["auto", "family", "group", "stage"] = "auto"
+    code: Annotated[tuple[int, ...] | None, BeforeValidator(lambda given: _code(given))] = None
+    inherit: str = "l1"
+    batches: int = Field(default=10, ge=1)
+    search: Literal["bee_colony", "random"] = "bee_colony"
+    order: Literal["batched", "published"] = "batched"
+    food_number: int = Field(default=10, ge=2)
+    max_cycle: int = Field(default=10, ge=1)
+    food_limit: int = Field(default=5, ge=1)
+    honeychange_num: int = Field(default=2, ge=1)
+    max_preserve: int = Field(default=9, ge=1, le=FULL)
+    calfitness_epoch: int = Field(default=2, ge=1)
+    fitness: TrainingOptions | None = None
+    fitness_split: Literal["validation", "test"] = "validation"
+    fitness_metric: Literal["top1", "top5"] = "top1"
+    racing: bool = False
+    parallel: int = Field(default=1, ge=1)
+
+    @property
+    def recipes(self) -> dict[str, TrainingOptions]:
+        return {"fitness": self.recipe} if self.code is None else {}
+
+    @property
+    def needs_validation(self) -> bool:
+        return self.code is None and self.fitness_split == "validation"
+
+    @property
+    def recipe(self) -> TrainingOptions:
+        """How each candidate is trained."""
+        given = self.fitness or TrainingOptions(lr=0.01, schedule="constant")
+        return given.model_copy(update={"epochs": self.calfitness_epoch})
+
+    def problems(self, prune: PruneOptions) -> list[str]:
+        found = []
+        others = PruneOptions(keep=prune.keep, budget=prune.budget).model_dump()
+        found += [
+            f"prune.{name}: not a part of ABCPruner, whose widths are tenths (method.code)"
+            for name, value in prune.model_dump().items()
+            if value != others[name]
+        ]
+        if prune.budget and "latency_ms" in prune.budget:
+            found.append(
+                "prune.budget.latency_ms: cannot be known of a code without building its network; "
+                "expected macs, params, channels or size_mb"
+            )
+        try:
+            check_rule(self.inherit)
+        except FastpruneError as error:
+            found.append(f"method.{error}")
+        if self.racing and self.calfitness_epoch < 2:
+            found.append(
+                "method.racing: gives up between epochs; expected calfitness_epoch from 2 on"
+            )
+        return found + _recipe_problems(self)
+
+    def check(self, graph: ChannelGraph, prune: PruneOptions, units: MakeUnits | None) -> None:
+        governed = units_of(self, graph, units)
+        if self.code is None:
+            space_of(self, graph, prune, governed)
+        else:
+            check_code(self.code, graph, prune, governed)
+
+
+def _recipe_problems(options: AbcOptions) -> list[str]:
+    recipe, found = options.fitness, []
+    if recipe is None:
+        return []
+    if "epochs" in recipe.model_fields_set and recipe.epochs != options.calfitness_epoch:
+        found.append(
+            f"method.fitness.epochs: is method.calfitness_epoch, {options.calfitness_epoch}; "
+            "expected one of the two"
+        )
+    if recipe.warmup_epochs >= options.calfitness_epoch:
+        found.append(
+            f"method.fitness.warmup_epochs: got {recipe.warmup_epochs:g}, but candidates are "
+            f"trained for {options.calfitness_epoch}"
+        )
+    if recipe.early_stop or recipe.keep == "best":
+        field = "early_stop" if recipe.early_stop else "keep"
+        found.append(
+            f"method.fitness.{field}: looks at validation images, which fitness is measured on; "
+            "expected none"
+        )
+    if recipe.compile:
+        found.append(
+            "method.fitness.compile: every candidate is another network and would be compiled "
+            "anew; expected false"
+        )
+    if recipe.distill:
+        found.append("method.fitness.distill: candidates are trained without a teacher")
+    return found
+
+
+@registry.register("abc", options=AbcOptions)
+def abc(context: MethodContext, options: AbcOptions) -> MethodResult:
+    """Search the share kept of every layer by an artificial bee colony, training each candidate.
+
+    Raises:
+        FastpruneError: a code of another network, a budget that no code meets, no validation
+            images to measure fitness on.
+    """
+    units = units_of(options, context.graph, context.units)
+    make_plan = partial(_plan, context, units, _order(context, options))
+    if options.code is not None:
+        check_code(options.code, context.graph, context.prune, units)
+        given = {"code": list(options.code)}
+        return MethodResult(make_plan(options.code), context.model, notes=given)
+    algorithm = _algorithm(context, options, units)
+    log = TrialLog(context.directory / TRIALS)
+    evaluator = _evaluator(context, options)
+    _estimate(context, options, algorithm, log)
+    with _at_a_time(context, options, evaluator) as trainers:
+        best = search(
+            algorithm,
+            make_plan,
+            context.graph,
+            trainers,
+            log,
+            forget=evaluator.forget,
+            progress=context.progress,
+        )
+    trials = list(log)
+    notes: dict[str, Any] = {
+        "code": list(best.code),
+        "fitness": best.fitness,
+        "candidates": len(trials),
+        "trained": sum(trial.repeats is None for trial in trials),
+        "given_up": sum(trial.stopped and trial.repeats is None for trial in trials),
+        "diverged": sum(trial.diverged and trial.repeats is None for trial in trials),
+    }
+    plan = make_plan(best.code)
+    return MethodResult(
+        plan,
+        context.model,
+        pruned_state=evaluator.trained(plan),
+        notes=notes,
+        files=(context.directory / TRIALS,),
+    )
+
+
+def _code(given: Any) -> Any:
+    if given is None:
+        return None
+    try:
+        return parse_code(given)
+    except PlanError as error:
+        raise ValueError(str(error).removeprefix("code: ")) from None
+
+
+def units_of(options: AbcOptions, graph: ChannelGraph, table: MakeUnits | None) -> Units:
+    """What the numbers of a code govern.
+
+    Raises:
+        PlanError: the network has no table of its own and that was asked for.
+    """
+    if options.units == "stage":
+        return units_by_stage(graph)
+    if options.units == "family" and table is None:
+        raise PlanError("method.units: the network has no table of its own; expected group")
+    if options.units == "group" or table is None:
+        return units_by_group(graph)
+    return table(graph)
+
+
+def _order(context: MethodContext, options: AbcOptions) -> Any:
+    placement = Placement(context.device)
+    batches = islice(context.splits.train.epoch(0, placement=placement), options.batches)
+    return channel_order(
+        options.inherit, context.model, context.graph, seed=context.seed, batches=batches
+    )
+
+
+def _plan(context: MethodContext, units: Units, order: Any, code: tuple[int, ...]) -> PruningPlan:
+    return plan_of(context.graph, units.widths(context.graph, code), order)
+
+
+def check_code(
+    code: tuple[int, ...], graph: ChannelGraph, prune: PruneOptions, units: Units
+) -> None:
+    """Refuses a given code that is of another network, prunes nothing or is over the budget."""
+    widths = units.widths(graph, code)
+    vector = graph.width_vector(widths).astype(np.int64)
+    if (vector == graph.width_vector()).all():
+        raise PlanError("method.code: keeps every channel; nothing would be pruned")
+    if not _within(graph, prune.budget, vector[None])[0]:
+        cost = graph.cost(widths).to_dict()
+        reached = ", ".join(f"{name} {cost[name]:,}" for name in prune.budget or {})
+        raise BudgetError(f"prune.budget: the network of method.code has {reached}; over budget")
+
+
+def _within(
+    graph: ChannelGraph, budget: dict[str, float] | None, widths: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Which candidates ``[K]`` of widths ``[K, groups]`` are within the budget."""
+    costs = graph.cost_model.raw(widths.astype(np.float64)) / (1, 1, 1, 1e6)
+    stays = np.ones(len(widths), bool)
+    full = graph.cost().to_dict()
+    for limit in Budget.parse(budget).limits if budget else ():
+        column = ("macs", "params", "channels", "size_mb").index(limit.metric)
+        stays &= costs[:, column] <= limit.absolute(full[limit.metric])
+    return stays
+
+
+def space_of(options: AbcOptions, graph: ChannelGraph, prune: PruneOptions, units: Units) -> Space:
+    """The codes that may be asked about.
+
+    Raises:
+        FastpruneError: there are none within the budget.
+    """
+    size, whole = len(units.names), graph.width_vector().astype(np.int64)
+
+    def feasible(codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        widths = units.width_matrix(graph, codes)
+        # Keeping everything is no candidate either: it would be the best of many a search.
+        return _within(graph, prune.budget, widths) & (widths < whole).any(1)
+
+    return Space((1,) * size, (options.max_preserve,) * size, feasible)
+
+
+def _algorithm(context: MethodContext, options: AbcOptions, units: Units) -> SearchAlgorithm:
+    space = space_of(options, context.graph, context.prune, units)
+    colony = BeeColony(
+        space,
+        context.seed,
+        food_number=options.food_number,
+        max_cycle=options.max_cycle,
+        food_limit=options.food_limit,
+        honeychange_num=min(options.honeychange_num, space.dimensions),
+        order=options.order,
+    )
+    if options.search == "bee_colony":
+        return colony
+    return RandomSearch(space, context.seed, evaluations=colony.evaluations)
+
+
+def _fitness(options: AbcOptions) -> FitnessOptions:
+    return FitnessOptions(
+        options.recipe, options.fitness_split, options.fitness_metric, options.racing
+    )
+
+
+def _evaluator(context: MethodContext, options: AbcOptions) -> TrainedEvaluator:
+    return TrainedEvaluator(
+        context.model,
+        context.graph,
+        context.splits,
+        _fitness(options),
+        directory=context.directory,
+        seed=context.seed,
+        device=context.device,
+        progress=context.progress,
+    )
+
+
+@contextmanager
+def _at_a_time(
+    context: MethodContext, options: AbcOptions, evaluator: TrainedEvaluator
+) -> Iterator[Evaluator]:
+    """Who trains: this process, or several that each open network and data anew."""
+    if options.parallel == 1:
+        yield evaluator
+        return
+    if context.reopen is None:
+        raise FastpruneError(
+            "method.parallel: network and data cannot be opened again; expected 1"
+        )
+    make = partial(
+        _reopened,
+        context.reopen,
+        keep=context.prune.keep,
+        example=tuple(context.example.shape),
+        options=options,
+        directory=context.directory,
+        seed=context.seed,
+        device=context.device,
+    )
+    with closing(Crew(make, options.parallel)) as crew:
+        yield crew
+
+
+def _reopened(
+    reopen: Reopen,
+    *,
+    keep: tuple[str, ...],
+    example: tuple[int, ...],
+    options: AbcOptions,
+    directory: Path,
+    seed: int,
+    device: torch.device,
+) -> TrainedEvaluator:
+    model, splits = reopen()
+    graph = trace(model, torch.zeros(example, device=device), keep=keep)
+    return TrainedEvaluator(
+        model, graph, splits, _fitness(options), directory=directory, seed=seed, device=device
+    )
+
+
+def _estimate(
+    context: MethodContext,
+    options: AbcOptions,
+    algorithm: SearchAlgorithm,
+    log: TrialLog,
+) -> None:
+    """Says how long the search may take: from what it took so far, or from a measured epoch."""
+    train, left = context.splits.train, algorithm.evaluations - len(log)
+    trained = [trial.seconds for trial in log if trial.repeats is None]
+    if trained:
+        each = sum(trained) / len(trained)
+        source = f"as the {len(trained)} trained so far took"
+    else:
+        epoch = epoch_seconds(context.model, train, options.recipe, context.device)
+        each = epoch * options.calfitness_epoch
+        source = f"an epoch of the unpruned network takes {epoch:.3g} s here"
+    if left:
+        context.progress.note(
+            f"search: {left} candidates at most, each trained for {options.calfitness_epoch} "
+            f"epochs of {train.images:,} images: about {duration(left * each / options.parallel)} "
+            f"at most ({source})"
+        )

@@ -1,0 +1,81 @@
+"""Several candidates at a time, each in a process of its own on the same device."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+
+import torch
+
+from fastprune.errors import TrainingError
+from fastprune.training.evaluator import Outcome, Request, TrainedEvaluator
+
+__all__ = ["Crew"]
+
+_evaluator: TrainedEvaluator | None = None
+
+
+class Crew:
+    """Processes that train candidates; CPU threads are shared out among them.
+
+    An outcome is the same as one evaluator's alone with as many threads; on a CPU, other numbers
+    of threads round differently.
+
+    Args:
+        make: makes a process's evaluator; it is pickled.
+        size: how many processes.
+    """
+
+    def __init__(self, make: Callable[[], TrainedEvaluator], size: int) -> None:
+        threads = max(1, torch.get_num_threads() // size)
+        # Forked processes cannot use CUDA, nor torch's threads.
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(
+            size, mp_context=context, initializer=_begin, initargs=(make, threads)
+        )
+
+    def outcomes(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Outcome]]:
+        """The outcome of each request, as they come to be known.
+
+        Raises:
+            TrainingError: as `TrainedEvaluator.outcome`, or a process was killed.
+        """
+        asked = {self._pool.submit(_work, request): request for request in requests}
+        try:
+            for future in as_completed(asked):
+                yield asked[future], future.result()
+        except BrokenProcessPool:
+            raise TrainingError(
+                "method.parallel: a process that trained candidates was killed, or its network "
+                "could not be opened; memory may be too small for so many at a time"
+            ) from None
+
+    def close(self) -> None:
+        """Ends the processes; what they had under way goes on in a later crew."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(make: Callable[[], TrainedEvaluator], threads: int) -> None:
+    global _evaluator
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    _evaluator = make()
+
+
+def _end_with_parent() -> None:
+    # A killed parent cannot end its children, and they would go on holding the device and writing
+    # to a directory that the next run has opened.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(request: Request) -> Outcome:
+    if _evaluator is None:
+        raise RuntimeError("the process has no evaluator")
+    return _evaluator.outcome(request)
