@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from _interleave import compare
-from PIL import Image, ImageFilter
+from _photographs import photographs
 
 from fastprune.data import Feed, Files, InputPipeline, Placement, ResizedCrop
 from fastprune.data._choice import open_pipeline
@@ -21,19 +21,6 @@ from fastprune.data._decoded import open_decoded
 
 IMAGES, BATCH = 256, 64
 PLACEMENT = Placement(channels_last=True)
-
-
-def photographs(folder: Path) -> Files:
-    """JPEGs whose size, detail and bytes are those of photographs of 256 pixels: about 20 kB."""
-    generator = np.random.default_rng(0)
-    for i in range(IMAGES):
-        size = (256, int(generator.integers(256, 400)))
-        coarse = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        image = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
-        grain = generator.normal(0, 12, image.shape)
-        noisy = Image.fromarray((image + grain).clip(0, 255).astype(np.uint8))
-        noisy.filter(ImageFilter.GaussianBlur(0.7)).save(folder / f"{i:04}.jpg", quality=90)
-    return Files(tuple(sorted(map(str, folder.iterdir()))), np.arange(IMAGES))
 
 
 def feed_of(source: Files, cache: Path) -> Feed:
@@ -87,7 +74,7 @@ def measure(benchmark: Any, gate: Callable[..., None], name: str, feed: Feed) ->
 def bench_second_pass(benchmark: Any, gate: Callable[..., None], tmp_path: Path) -> None:
     """CPU seconds, one thread each, so images a second and core."""
     (tmp_path / "images").mkdir()
-    feed = feed_of(photographs(tmp_path / "images"), tmp_path / "cache")
+    feed = feed_of(photographs(tmp_path / "images", IMAGES), tmp_path / "cache")
     measure(benchmark, gate, "data/decoded/second_pass", feed)
 
 
@@ -98,7 +85,7 @@ def bench_second_pass_against_workers(
     """Seconds that a user waits: two threads against two worker processes."""
     (tmp_path / "images").mkdir()
     torch.set_num_threads(2)
-    feed = feed_of(photographs(tmp_path / "images"), tmp_path / "cache")
+    feed = feed_of(photographs(tmp_path / "images", IMAGES), tmp_path / "cache")
     ours = open_decoded(feed)
     rival = open_pipeline(replace(feed, workers=2), "torchvision")
     check(ours, rival)

@@ -32,11 +32,13 @@ def choice(feed: Feed) -> Choice:
     """The kind that ``auto`` takes for a feed."""
     if isinstance(feed.source, Images):
         return Choice("device", "images in memory lie where the network is; one kernel a batch")
-    from fastprune.data import _cache
+    from fastprune.data import _room
 
-    undecoded = _cache.unsupported(feed)
+    # Which pipeline there is room for must not decide how sharp a network sees its images.
+    undecoded = _room.unsupported(feed) or _room.lossy(feed)
     if undecoded is None:
-        return Choice("device", f"evaluation images are decoded once and kept in {feed.cache}")
+        what = f"training images ({_room.needed(feed)})" if feed.augment else "evaluation images"
+        return Choice("device", f"{what} are decoded once and kept in {feed.cache}")
     why = f"image files are decoded every time, since {undecoded}"
     # Away from a GPU DALI is faster too, but says nothing of a JPEG that is damaged in its middle.
     if torch.cuda.is_available() and _has_dali():

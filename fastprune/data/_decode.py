@@ -12,13 +12,33 @@ import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError, features
 
-__all__ = ["DECODER", "Bad", "Unusable", "as_rgb", "decode", "read_bytes", "read_image"]
+__all__ = [
+    "DECODER",
+    "Bad",
+    "Unusable",
+    "as_rgb",
+    "decode",
+    "image_size",
+    "read_bytes",
+    "read_image",
+]
 
 DECODER = f"1 Pillow {PIL.__version__} libjpeg {features.version('jpg')}"
 """What pixels follow from besides the file; its first number is raised when this file changes
 them."""
 
 _WHOLE = 65535
+
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises on broken files of its various formats."""
 
 
 class Bad(NamedTuple):
@@ -80,17 +100,17 @@ def decode(path: str, content: bytes) -> Image.Image | Bad:
             return as_rgb(opened)
     except UnidentifiedImageError:
         return Bad(path, "in no format that Pillow reads" if content else "the file is empty")
-    # What Pillow raises on broken files of its various formats.
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
+    except _BROKEN as error:
         return Bad(path, " ".join(str(error).split()).rstrip("."))
+
+
+def image_size(path: str) -> tuple[int, int] | None:
+    """Height and width that a file's header says; None where it is no image or not there."""
+    try:
+        with Image.open(path) as opened:
+            return opened.height, opened.width
+    except _BROKEN:
+        return None
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

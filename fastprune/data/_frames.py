@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional
 from fastprune.data._dataset import ResizedCrop
 from fastprune.data._window import is_vast, window
 
-__all__ = ["centre_of", "framed", "random_box"]
+__all__ = ["centre_of", "framed", "random_box", "shrunk"]
 
 
 def framed(
@@ -31,6 +31,14 @@ def framed(
     if transform.flip and generator.random() < 0.5:
         cropped = functional.horizontal_flip(cropped)
     return cropped
+
+
+def shrunk(image: Image.Image, side: int) -> Image.Image:
+    """A whole image whose shorter side has at most ``side`` pixels; never enlarged."""
+    if min(image.size) <= side:
+        return image
+    small: Image.Image = functional.resize(image, [side])
+    return small
 
 
 def centre_of(

@@ -97,9 +97,8 @@ class DataOptions(Options):
     )
     cache: Cache = Field(
         default=None,
-        description="Folder where the decoded images of evaluations are kept for the next one; by "
-        "default fastprune in the user's cache folder ($XDG_CACHE_HOME or ~/.cache); false keeps "
-        "none.",
+        description="Folder where decoded images are kept for the next time; by default "
+        "fastprune in the user's cache folder ($XDG_CACHE_HOME or ~/.cache); false keeps none.",
     )
     cache_limit: float = Field(
         default=8.0,
@@ -110,6 +109,6 @@ class DataOptions(Options):
     pipeline: Literal["auto", "device", "dali", "torchvision"] = Field(
         default="auto",
         description="What loads the images; auto takes the best one at hand. Device: images held "
-        "where the network is, those of evaluations of image folders decoded once. Dali: NVIDIA "
-        "DALI, an extra. Torchvision: worker processes.",
+        "where the network is, those of image folders decoded once. Dali: NVIDIA DALI, an extra. "
+        "Torchvision: worker processes.",
     )

@@ -182,8 +182,9 @@ class Feed:
         seed: of order and augmentation.
         workers: processes, where an implementation uses any; None lets it choose.
         max_bad_images: files that may be unreadable.
-        cache: folder for decoded evaluation images; None keeps none.
-        cache_limit: bytes that they may take there.
+        cache: folder for decoded images; None keeps none.
+        cache_limit: bytes that all sets may take there.
+        cache_taken: of these, what other sets of the same run take.
         rank: which part of the images it feeds, of ``world``.
         world: how many such parts there are.
     """
@@ -201,5 +202,6 @@ class Feed:
     max_bad_images: int = 0
     cache: Path | None = None
     cache_limit: int = 8 * 10**9
+    cache_taken: int = 0
     rank: int = 0
     world: int = 1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from fastprune.data import _room
 from fastprune.data._choice import open_pipeline
 from fastprune.data._dataset import Dataset, Files, Source, registry
 from fastprune.data._draws import stratified_order
@@ -63,7 +65,21 @@ def feeds(options: DataOptions, seed: int) -> tuple[dict[str, Feed], DataInfo]:
     }
     if held:
         found["validation"] = _feed(dataset, source, validation, info, options, seed)
-    return found, info
+    return _sharing_room(found), info
+
+
+def _sharing_room(found: dict[str, Feed]) -> dict[str, Feed]:
+    """The same, each knowing what room for decoded images those before it take.
+
+    Images for evaluation come first: they are looked at most often, and take less.
+    """
+    taken, shared = 0, dict(found)
+    for part in sorted(found, key=lambda part: found[part].shuffle):
+        feed = shared[part] = replace(found[part], cache_taken=taken)
+        # Nothing comes after those for training, so nobody asks how much they take.
+        if not feed.shuffle and _room.unsupported(feed) is None:
+            taken += _room.needed(feed).bytes
+    return shared
 
 
 def load_test(options: DataOptions, teller: Teller = SILENT) -> tuple[InputPipeline, DataInfo]:

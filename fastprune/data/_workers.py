@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from fastprune.data._bad import BadImages
 from fastprune.data._dataset import Files, ResizedCrop
 from fastprune.data._decode import Bad, Unusable, read_image
 from fastprune.data._draws import image_generator
-from fastprune.data._frames import framed
+from fastprune.data._frames import framed, shrunk
 from fastprune.data._pipeline import Feed
 from fastprune.errors import DataError
 
@@ -41,8 +42,9 @@ class Made(NamedTuple):
     """A batch from a worker.
 
     Attributes:
-        pixels: of the images that could be read, ``[n, size, size, 3]`` uint8 or what ``finish``
-            of `Workers` made of it.
+        pixels: of the images that could be read, ``[n, size, size, 3]`` uint8; of whole images
+            ``[bytes]``, each ``[height, width, 3]``; or what ``finish`` of `Workers` made of it.
+        sizes: ``[n, 4]`` int32: heights and widths of these, then of the files' own pixels.
         labels: ``[n]`` int64.
         rows: ``[n]`` int64, their places in the batch that was asked for.
         bad: the others, left out.
@@ -50,6 +52,7 @@ class Made(NamedTuple):
     """
 
     pixels: torch.Tensor
+    sizes: torch.Tensor
     labels: torch.Tensor
     rows: torch.Tensor
     bad: tuple[Bad, ...]
@@ -82,12 +85,14 @@ class _Decoder:
         transform: ResizedCrop,
         feed: Feed,
         finish: Callable[[torch.Tensor], torch.Tensor] | None,
+        whole: bool,
     ) -> None:
         self._transform, self._feed, self._finish = transform, without_source(feed), finish
+        self._whole = whole
 
     def __getitems__(self, wanted: list[_Wanted]) -> Made:
-        size = self._transform.size
-        pixels = torch.empty((len(wanted), size, size, 3), dtype=torch.uint8)
+        pixels = [np.zeros(0, np.uint8)]
+        sizes: list[tuple[int, int, int, int]] = []
         bad: list[Bad] = []
         rows: list[int] = []
         unusable = None
@@ -99,20 +104,30 @@ class _Decoder:
             if isinstance(image, Bad):
                 bad.append(image)
                 continue
-            generator = None
-            if self._feed.augment:
-                generator = image_generator(self._feed.seed, item.epoch, item.index)
-            image = framed(image, self._transform, generator)
-            pixels[len(rows)] = torch.from_numpy(np.array(image))
+            own = (image.height, image.width)
+            image = self._framed(image, item)
+            pixels.append(np.asarray(image).reshape(-1))
+            sizes.append((image.height, image.width, *own))
             rows.append(row)
-        kept = pixels[: len(rows)]
+        made = torch.from_numpy(np.concatenate(pixels))
+        if not self._whole:
+            made = made.view(-1, self._transform.size, self._transform.size, 3)
         return Made(
-            kept if self._finish is None else self._finish(kept),
+            made if self._finish is None else self._finish(made),
+            torch.tensor(sizes, dtype=torch.int32).view(-1, 4),
             torch.tensor([wanted[row].label for row in rows], dtype=torch.int64),
             torch.tensor(rows, dtype=torch.int64),
             tuple(bad),
             unusable,
         )
+
+    def _framed(self, image: Image.Image, item: _Wanted) -> Image.Image:
+        if self._whole:
+            return shrunk(image, self._transform.resize)
+        generator = None
+        if self._feed.augment:
+            generator = image_generator(self._feed.seed, item.epoch, item.index)
+        return framed(image, self._transform, generator)
 
 
 class _Requests:
@@ -132,16 +147,22 @@ class Workers:
         feed: whose files, how framed, and how many processes.
         finish: what they still do to a batch's pixels.
         batches: there can be, so that no more processes are started.
+        whole: images are not framed; their shorter side is brought down to ``transform.resize``.
     """
 
     def __init__(
-        self, feed: Feed, finish: Callable[[torch.Tensor], torch.Tensor] | None, batches: int
+        self,
+        feed: Feed,
+        finish: Callable[[torch.Tensor], torch.Tensor] | None,
+        batches: int,
+        *,
+        whole: bool = False,
     ) -> None:
         if not isinstance(feed.transform, ResizedCrop) or not isinstance(feed.source, Files):
             raise ValueError(f"expected ResizedCrop of image files, got {feed.transform}")
         self._source, self._batches = feed.source, batches
         self._given = feed.workers
-        self._decoder = _Decoder(feed.transform, feed, finish)
+        self._decoder = _Decoder(feed.transform, feed, finish, whole)
         self._requests = _Requests()
         self._loader: DataLoader[Made] | None = None
 

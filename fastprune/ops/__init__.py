@@ -15,6 +15,7 @@ from fastprune.ops.crop_generated_weights import crop_generated_weights
 from fastprune.ops.gamma_subgradient import gamma_penalty, gamma_proximal_, gamma_subgradient_
 from fastprune.ops.gather_channels import GatherPlan, gather_channels
 from fastprune.ops.relu_zero_count import relu_zero_count
+from fastprune.ops.resized_crop import resized_crop
 from fastprune.ops.zero_count import zero_count
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "gather_channels",
     "registered",
     "relu_zero_count",
+    "resized_crop",
     "use_backend",
     "zero_count",
 ]

@@ -14,9 +14,9 @@ import torch
 from image_files import Told, feed_of, labels_of, listed, photographs
 
 from fastprune.data import Feed, InputPipeline, PadCrop, Placement, _decoded
-from fastprune.data._cache import unsupported
 from fastprune.data._choice import open_pipeline
 from fastprune.data._decoded import open_decoded
+from fastprune.data._room import needed, unsupported
 from fastprune.errors import DataError
 from fastprune.files import TEMPORARY
 
@@ -230,15 +230,18 @@ def test_a_kill_leaves_no_cache_and_whoever_waited_decodes(folder: Path, tmp_pat
 
 def test_what_cannot_be_kept_says_why(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    needed = 130 * 3 * 24 * 24
-    assert unsupported(evaluation(folder, cache, cache_limit=needed)) is None
+    most = needed(evaluation(folder, cache)).bytes
+    assert unsupported(evaluation(folder, cache, cache_limit=most)) is None
     assert not cache.exists()
     for changed, reason in (
-        ({"augment": True}, "its images are altered at random"),
         ({"cache": None}, "data.cache is false"),
         (
-            {"cache_limit": needed - 1},
-            "its decoded images would take 0.000225 GB, and data.cache_limit",
+            {"cache_limit": most - 1},
+            "its decoded images would take 0.000233 GB, and data.cache_limit",
+        ),
+        (
+            {"cache_limit": most, "cache_taken": 10**7},
+            "take 0.000233 GB beside 0.01 GB of this run's other sets, and data.cache_limit",
         ),
         ({"cache": folder / "00.jpg"}, "cannot be written to"),
     ):

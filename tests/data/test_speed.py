@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from image_files import photographs
 
 from fastprune.data import KINDS, DataOptions, measure_pipelines
@@ -33,13 +32,12 @@ def test_image_files(tmp_path: Path) -> None:
             (tmp_path / part).mkdir(exist_ok=True)
             photographs(tmp_path / part / name, 9)
     options = DataOptions(
-        name="imagefolder", root=tmp_path, image_size=32, cache=tmp_path / "cache", workers=0
+        name="imagefolder", root=tmp_path, image_size=48, cache=tmp_path / "cache", workers=0
     )
 
     train, test = measure_pipelines(options, 0, seconds=0.01)
 
-    assert train.speeds[0].problem is not None
-    assert "altered at random" in train.speeds[0].problem
-    assert train.chosen.kind == ("dali" if torch.cuda.is_available() else "torchvision")
-    assert test.speeds[0].images_per_second
-    assert test.chosen.kind == "device"
+    for part in (train, test):
+        assert part.speeds[0].images_per_second
+        assert part.chosen.kind == "device"
+        assert "decoded once" in part.chosen.reason
