@@ -5,7 +5,7 @@ Lin et al., *Channel Pruning via Automatic Structure Search*, IJCAI 2020.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from fastprune.data import Placement
 from fastprune.errors import BudgetError, FastpruneError, PlanError
@@ -98,6 +98,17 @@ class AbcOptions(MethodOptions):
     racing: bool = False
     parallel: int = Field(default=1, ge=1)
 
+    @field_validator("fitness", mode="before")
+    @classmethod
+    def _epochs(cls, given: Any, info: ValidationInfo) -> Any:
+        # Filled in here, so that the options as they are written down say what is done and can
+        # be read again.
+        if isinstance(given, TrainingOptions):
+            given = given.model_dump(exclude_unset=True)
+        if isinstance(given, Mapping) and "calfitness_epoch" in info.data:
+            return {"epochs": info.data["calfitness_epoch"], **given}
+        return given
+
     @property
     def recipes(self) -> dict[str, TrainingOptions]:
         return {"fitness": self.recipe} if self.code is None else {}
@@ -109,8 +120,9 @@ class AbcOptions(MethodOptions):
     @property
     def recipe(self) -> TrainingOptions:
         """How each candidate is trained."""
-        given = self.fitness or TrainingOptions(lr=0.01, schedule="constant")
-        return given.model_copy(update={"epochs": self.calfitness_epoch})
+        return self.fitness or TrainingOptions(
+            epochs=self.calfitness_epoch, lr=0.01, schedule="constant"
+        )
 
     def problems(self, prune: PruneOptions) -> list[str]:
         found = []
@@ -147,15 +159,10 @@ def _recipe_problems(options: AbcOptions) -> list[str]:
     recipe, found = options.fitness, []
     if recipe is None:
         return []
-    if "epochs" in recipe.model_fields_set and recipe.epochs != options.calfitness_epoch:
+    if recipe.epochs != options.calfitness_epoch:
         found.append(
-            f"method.fitness.epochs: is method.calfitness_epoch, {options.calfitness_epoch}; "
-            "expected one of the two"
-        )
-    if recipe.warmup_epochs >= options.calfitness_epoch:
-        found.append(
-            f"method.fitness.warmup_epochs: got {recipe.warmup_epochs:g}, but candidates are "
-            f"trained for {options.calfitness_epoch}"
+            f"method.fitness.epochs: got {recipe.epochs}, but method.calfitness_epoch is "
+            f"{options.calfitness_epoch}; expected one of the two"
         )
     if recipe.early_stop or recipe.keep == "best":
         field = "early_stop" if recipe.early_stop else "keep"
