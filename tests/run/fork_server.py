@@ -2,13 +2,15 @@
 
 Everything is imported once, so that a run starts in a moment. A run is killed (SIGKILL, by itself)
 at the n-th event of a kind: before or after a file is renamed to its name, after a training step,
-or when a stage's work is done and only its record is missing.
+or when a stage's work is done and only its record is missing. Or it is killed from outside after n
+milliseconds, wherever it is.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -70,6 +72,11 @@ def serve() -> None:
                 arrange(order["event"], order["count"])
             pipeline.run(make_config(order["given"]), Path(order["folder"]), quiet=True)
             os._exit(0)
+        if order["event"] == "time" and order["count"]:
+            with os.fdopen(os.pidfd_open(child)) as ended:
+                select.select([ended], [], [], order["count"] / 1000)
+            # Not waited for yet, so the number is still the child's, also if it ended.
+            os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -261,37 +259,9 @@ def test_a_second_configuration_does_not_overwrite_a_run(tmp_path: Path) -> None
         run(GRADUAL | {"method": "one_shot"}, tmp_path)
 
 
-class Server:
-    """Starts runs in a moment, each in a process of its own that is killed at a chosen event."""
-
-    def __init__(self) -> None:
-        script = Path(__file__).with_name("fork_server.py")
-        self.process = subprocess.Popen(
-            [sys.executable, str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, given: dict[str, Any], folder: Path, event: str = "", count: int = 0) -> int:
-        """The exit code of a run; -9 if it was killed."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        order = {"given": given, "folder": str(folder), "event": event, "count": count}
-        print(json.dumps(order), file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline())
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    started = Server()
-    yield started
-    started.process.communicate()
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(
-    server: Server, tmp_path_factory: pytest.TempPathFactory
+    server: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[dict[str, Any]], Path]:
     """The directory of a run that nobody disturbed, one for each configuration."""
     done: dict[str, Path] = {}
@@ -320,7 +290,7 @@ def uninterrupted(
     ids=["gradual, before", "gradual, after", "slimming, before", "masked, after", "steps"],
 )
 def test_killed_at_any_moment_it_goes_on_and_ends_the_same(
-    server: Server,
+    server: Any,
     uninterrupted: Callable[[dict[str, Any]], Path],
     given: dict[str, Any],
     event: str,
@@ -348,7 +318,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_in_a_stage_it_goes_on_and_ends_the_same(
-    server: Server, uninterrupted: Callable[[dict[str, Any]], Path], stage: str, tmp_path: Path
+    server: Any, uninterrupted: Callable[[dict[str, Any]], Path], stage: str, tmp_path: Path
 ) -> None:
     whole = uninterrupted(GRADUAL)
 

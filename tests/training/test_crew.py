@@ -1,0 +1,81 @@
+"""Processes that train candidates: what they give, and how they end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Told = tuple["subprocess.Popen[str]", list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def told() -> Iterator[Told]:
+    """The script and all that it says before it waits."""
+    script = Path(__file__).with_name("crew_script.py")
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        lines = []
+        for _ in range(8):
+            line = process.stdout.readline()
+            assert line, process.stderr and process.stderr.read()
+            lines.append(json.loads(line))
+        yield process, lines
+        process.kill()
+
+
+def test_outcomes_come_as_they_are_known_from_several_processes(told: Told) -> None:
+    found = told[1][0]
+
+    assert found["names"] == ["wait 0.2"] * 3 + ["wait 2"]
+    assert len(found["pids"]) == 2
+    # Two threads, shared out.
+    assert found["threads"] == [1]
+
+
+def test_what_the_user_can_mend_is_said_and_the_crew_goes_on(told: Told) -> None:
+    _, unreadable, nothing, after, *_ = told[1]
+
+    assert unreadable == {"error": "DataError", "message": "data.root: no such image"}
+    assert nothing["names"] == []
+    assert after["names"] == ["wait 0"]
+
+
+def test_a_killed_process_is_one_clear_error(told: Told) -> None:
+    *_, killed, left, refused, _ = told[1]
+
+    assert killed["error"] == "TrainingError"
+    assert killed["message"].startswith("method.parallel: a process that trained candidates was ")
+    assert "\n" not in killed["message"]
+    assert left == {"left": 0}
+    assert refused["error"] == "TrainingError"
+    assert "could not be opened" in refused["message"]
+
+
+def test_processes_end_with_the_one_that_made_them(told: Told) -> None:
+    process, lines = told
+    pids = lines[-1]["pids"]
+    assert len(pids) == 2
+    assert all(alive(pid) for pid in pids)
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 30
+    while any(alive(pid) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in pids)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody waited for does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
