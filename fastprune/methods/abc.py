@@ -294,16 +294,24 @@ def space_of(options: AbcOptions, graph: ChannelGraph, prune: PruneOptions, unit
     """The codes that may be asked about.
 
     Raises:
-        FastpruneError: there are none within the budget.
+        FastpruneError: there are none, or none within the budget.
     """
     size, whole = len(units.names), graph.width_vector().astype(np.int64)
+    if not size:
+        raise PlanError(
+            "method.units: there are none; no channel group that they govern can be pruned, or "
+            "prune.keep keeps them all"
+        )
 
     def feasible(codes: NDArray[np.int64]) -> NDArray[np.bool_]:
         widths = units.width_matrix(graph, codes)
         # Keeping everything is no candidate either: it would be the best of many a search.
         return _within(graph, prune.budget, widths) & (widths < whole).any(1)
 
-    return Space((1,) * size, (options.max_preserve,) * size, feasible)
+    try:
+        return Space((1,) * size, (options.max_preserve,) * size, feasible)
+    except BudgetError as error:
+        raise BudgetError(f"prune.{error}") from None
 
 
 def _algorithm(context: MethodContext, options: AbcOptions, units: Units) -> SearchAlgorithm:

@@ -167,8 +167,16 @@ def test_a_given_code_is_the_plan_and_nothing_is_trained(tmp_path: Path) -> None
 def test_a_budget_that_no_code_meets_is_refused_before_training(
     graph: ChannelGraph, budget: dict[str, float]
 ) -> None:
-    with pytest.raises(BudgetError, match=r"no code can meet it"):
+    with pytest.raises(BudgetError, match=r"^prune\.budget: no code can meet it"):
         AbcOptions().check(graph, PruneOptions(budget=budget), None)
+
+
+@pytest.mark.parametrize("units", ["group", "stage"])
+def test_a_network_with_nothing_to_prune_is_refused(units: str) -> None:
+    graph = trace(TinyResidual(), torch.zeros(1, 3, 32, 32), keep=["*"])
+
+    with pytest.raises(PlanError, match=r"^method\.units: there are none; .* prune\.keep"):
+        AbcOptions(units=units).check(graph, PruneOptions(keep=("*",)), None)
 
 
 @pytest.mark.parametrize(
