@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection, wait
 
 import torch
 
@@ -34,9 +35,11 @@ class Crew:
         threads = max(1, torch.get_num_threads() // size)
         # Forked processes cannot use CUDA, nor torch's threads.
         context = multiprocessing.get_context("spawn")
+        told, self._end = context.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(
-            size, mp_context=context, initializer=_begin, initargs=(make, threads)
+            size, mp_context=context, initializer=_begin, initargs=(make, threads, told)
         )
+        self._asked: Sequence[Future[Outcome]] = ()
 
     def outcomes(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Outcome]]:
         """The outcome of each request, as they come to be known.
@@ -45,6 +48,7 @@ class Crew:
             TrainingError: as `TrainedEvaluator.outcome`, or a process was killed.
         """
         asked = {self._pool.submit(_work, request): request for request in requests}
+        self._asked = tuple(asked)
         try:
             for future in as_completed(asked):
                 yield asked[future], future.result()
@@ -56,22 +60,27 @@ class Crew:
 
     def close(self) -> None:
         """Ends the processes; what they had under way goes on in a later crew."""
+        # After an error the others would train to their ends, for hours, before it is said.
+        if not all(future.done() for future in self._asked):
+            self._end.send(None)
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._end.close()
 
 
-def _begin(make: Callable[[], TrainedEvaluator], threads: int) -> None:
+def _begin(make: Callable[[], TrainedEvaluator], threads: int, told: Connection) -> None:
     global _evaluator
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_when, args=(told,), daemon=True).start()
     torch.set_num_threads(threads)
     _evaluator = make()
 
 
-def _end_with_parent() -> None:
+def _end_when(told: Connection) -> None:
+    """Ends this process when the crew says so (nobody reads it, so all see it) or is no more."""
     # A killed parent cannot end its children, and they would go on holding the device and writing
     # to a directory that the next run has opened.
     parent = multiprocessing.parent_process()
     if parent is not None:
-        parent.join()
+        wait([parent.sentinel, told])
         os._exit(1)
 
 

@@ -71,6 +71,11 @@ def main() -> None:
         say(**asked(crew))
         # An error of one candidate does not end the crew.
         say(**asked(crew, "wait 0"))
+        # What is under way does not keep an error from being said.
+        begun = time.monotonic()
+        say(**asked(crew, "wait 600", "unreadable"))
+    say(left=len(multiprocessing.active_children()), soon=time.monotonic() - begun < 60)
+    with closing(Crew(Evaluator, 2)) as crew:
         say(**asked(crew, "die"))
     say(left=len(multiprocessing.active_children()))
     with closing(Crew(refusing, 1)) as crew:

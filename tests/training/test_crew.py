@@ -24,7 +24,7 @@ def told() -> Iterator[Told]:
     ) as process:
         assert process.stdout is not None
         lines = []
-        for _ in range(8):
+        for _ in range(10):
             line = process.stdout.readline()
             assert line, process.stderr and process.stderr.read()
             lines.append(json.loads(line))
@@ -47,6 +47,13 @@ def test_what_the_user_can_mend_is_said_and_the_crew_goes_on(told: Told) -> None
     assert unreadable == {"error": "DataError", "message": "data.root: no such image"}
     assert nothing["names"] == []
     assert after["names"] == ["wait 0"]
+
+
+def test_an_error_does_not_wait_for_what_is_under_way(told: Told) -> None:
+    error, ended = told[1][4:6]
+
+    assert error["message"] == "data.root: no such image"
+    assert ended == {"left": 0, "soon": True}
 
 
 def test_a_killed_process_is_one_clear_error(told: Told) -> None:
