@@ -169,7 +169,7 @@ def setting(digits: Splits) -> Setting:
         nn.Dropout(0.2),
         nn.Linear(128, 10),
     )
-    recipe = TrainingOptions(epochs=15, lr=0.1, precision="fp32")
+    recipe = TrainingOptions(epochs=10, lr=0.1, precision="fp32")
     fit(model, replace(digits, validation=None), recipe, seed=0, device=CPU)
     return Setting(model, digits)
 
