@@ -5,22 +5,20 @@ Lin et al., *Channel Pruning via Automatic Structure Search*, IJCAI 2020.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from fastprune.data import Placement
-from fastprune.errors import BudgetError, FastpruneError, PlanError
+from fastprune.errors import FastpruneError, PlanError
 from fastprune.graph import ChannelGraph, PruningPlan, trace
-from fastprune.graph.units import FULL, Units, parse_code, units_by_group, units_by_stage
+from fastprune.graph.units import FULL, Units, parse_code
 from fastprune.methods import (
     MethodContext,
     MethodOptions,
@@ -29,11 +27,11 @@ from fastprune.methods import (
     Reopen,
     registry,
 )
+from fastprune.methods._codes import MakeUnits, check_code, space_of, units_of
 from fastprune.methods._inherit import channel_order, check_rule, plan_of
 from fastprune.methods._search import Evaluator, search
 from fastprune.methods._trials import TrialLog
-from fastprune.records import Budget
-from fastprune.search import BeeColony, RandomSearch, SearchAlgorithm, Space
+from fastprune.search import BeeColony, RandomSearch, SearchAlgorithm
 from fastprune.training import TrainingOptions
 from fastprune.training._crew import Crew
 from fastprune.training._estimate import epoch_seconds
@@ -41,8 +39,6 @@ from fastprune.training.evaluator import FitnessOptions, TrainedEvaluator
 from fastprune.training.progress import duration
 
 __all__ = ["AbcOptions", "abc"]
-
-MakeUnits = Callable[[ChannelGraph], Units]
 
 TRIALS = "trials.jsonl"
 
@@ -148,11 +144,11 @@ class AbcOptions(MethodOptions):
         return found + _recipe_problems(self)
 
     def check(self, graph: ChannelGraph, prune: PruneOptions, units: MakeUnits | None) -> None:
-        governed = units_of(self, graph, units)
+        governed = units_of(self.units, graph, units)
         if self.code is None:
-            space_of(self, graph, prune, governed)
+            space_of(self.max_preserve, graph, prune.budget, governed)
         else:
-            check_code(self.code, graph, prune, governed)
+            check_code(self.code, graph, prune.budget, governed)
 
 
 def _recipe_problems(options: AbcOptions) -> list[str]:
@@ -188,10 +184,10 @@ def abc(context: MethodContext, options: AbcOptions) -> MethodResult:
         FastpruneError: a code of another network, a budget that no code meets, no validation
             images to measure fitness on.
     """
-    units = units_of(options, context.graph, context.units)
+    units = units_of(options.units, context.graph, context.units)
     make_plan = partial(_plan, context, units, _order(context, options))
     if options.code is not None:
-        check_code(options.code, context.graph, context.prune, units)
+        check_code(options.code, context.graph, context.prune.budget, units)
         given = {"code": list(options.code)}
         return MethodResult(make_plan(options.code), context.model, notes=given)
     algorithm = _algorithm(context, options, units)
@@ -236,21 +232,6 @@ def _code(given: Any) -> Any:
         raise ValueError(str(error).removeprefix("code: ")) from None
 
 
-def units_of(options: AbcOptions, graph: ChannelGraph, table: MakeUnits | None) -> Units:
-    """What the numbers of a code govern.
-
-    Raises:
-        PlanError: the network has no table of its own and that was asked for.
-    """
-    if options.units == "stage":
-        return units_by_stage(graph)
-    if options.units == "family" and table is None:
-        raise PlanError("method.units: the network has no table of its own; expected group")
-    if options.units == "group" or table is None:
-        return units_by_group(graph)
-    return table(graph)
-
-
 def _order(context: MethodContext, options: AbcOptions) -> Any:
     placement = Placement(context.device)
     batches = islice(context.splits.train.epoch(0, placement=placement), options.batches)
@@ -263,59 +244,8 @@ def _plan(context: MethodContext, units: Units, order: Any, code: tuple[int, ...
     return plan_of(context.graph, units.widths(context.graph, code), order)
 
 
-def check_code(
-    code: tuple[int, ...], graph: ChannelGraph, prune: PruneOptions, units: Units
-) -> None:
-    """Refuses a given code that is of another network, prunes nothing or is over the budget."""
-    widths = units.widths(graph, code)
-    vector = graph.width_vector(widths).astype(np.int64)
-    if (vector == graph.width_vector()).all():
-        raise PlanError("method.code: keeps every channel; nothing would be pruned")
-    if not _within(graph, prune.budget, vector[None])[0]:
-        cost = graph.cost(widths).to_dict()
-        reached = ", ".join(f"{name} {cost[name]:,}" for name in prune.budget or {})
-        raise BudgetError(f"prune.budget: the network of method.code has {reached}; over budget")
-
-
-def _within(
-    graph: ChannelGraph, budget: dict[str, float] | None, widths: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Which candidates ``[K]`` of widths ``[K, groups]`` are within the budget."""
-    costs = graph.cost_model.raw(widths.astype(np.float64)) / (1, 1, 1, 1e6)
-    stays = np.ones(len(widths), bool)
-    full = graph.cost().to_dict()
-    for limit in Budget.parse(budget).limits if budget else ():
-        column = ("macs", "params", "channels", "size_mb").index(limit.metric)
-        stays &= costs[:, column] <= limit.absolute(full[limit.metric])
-    return stays
-
-
-def space_of(options: AbcOptions, graph: ChannelGraph, prune: PruneOptions, units: Units) -> Space:
-    """The codes that may be asked about.
-
-    Raises:
-        FastpruneError: there are none, or none within the budget.
-    """
-    size, whole = len(units.names), graph.width_vector().astype(np.int64)
-    if not size:
-        raise PlanError(
-            "method.units: there are none; no channel group that they govern can be pruned, or "
-            "prune.keep keeps them all"
-        )
-
-    def feasible(codes: NDArray[np.int64]) -> NDArray[np.bool_]:
-        widths = units.width_matrix(graph, codes)
-        # Keeping everything is no candidate either: it would be the best of many a search.
-        return _within(graph, prune.budget, widths) & (widths < whole).any(1)
-
-    try:
-        return Space((1,) * size, (options.max_preserve,) * size, feasible)
-    except BudgetError as error:
-        raise BudgetError(f"prune.{error}") from None
-
-
 def _algorithm(context: MethodContext, options: AbcOptions, units: Units) -> SearchAlgorithm:
-    space = space_of(options, context.graph, context.prune, units)
+    space = space_of(options.max_preserve, context.graph, context.prune.budget, units)
     colony = BeeColony(
         space,
         context.seed,

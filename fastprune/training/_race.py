@@ -32,7 +32,7 @@ class Race:
     Args:
         folder: holds what every candidate got right, and the fitness it ended with.
         digest: of the candidate's plan.
-        rival: of its rival's; without one, or one that was itself given up, nothing is lost.
+        rival: of its rival's; without one nothing is lost.
         epochs: of a whole training.
         pipeline: the images fitness is measured on.
         topk: an image is right with its class among so many highest logits.

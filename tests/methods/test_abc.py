@@ -18,8 +18,9 @@ from fastprune.errors import BudgetError, ConfigError, FastpruneError, PlanError
 from fastprune.graph import ChannelGraph, apply_plan, trace
 from fastprune.graph.units import units_by_name
 from fastprune.methods import MethodContext, MethodResult, PruneOptions
+from fastprune.methods._codes import check_code, space_of, units_of
 from fastprune.methods._trials import Trial, TrialLog
-from fastprune.methods.abc import AbcOptions, abc, check_code, space_of, units_of
+from fastprune.methods.abc import AbcOptions, abc
 from fastprune.models import resolve
 from fastprune.testing.methods import TinyResidual, method_context
 from fastprune.testing.surgery import fill
@@ -185,8 +186,8 @@ def test_a_network_with_nothing_to_prune_is_refused(units: str) -> None:
 def test_codes_of_the_space_are_those_within_the_budget(
     graph: ChannelGraph, budget: dict[str, float]
 ) -> None:
-    prune, units = PruneOptions(budget=budget), units_of(AbcOptions(), graph, None)
-    space = space_of(AbcOptions(max_preserve=10), graph, prune, units)
+    units = units_of("auto", graph, None)
+    space = space_of(10, graph, budget, units)
     codes = np.array([(a, b) for a in range(1, 11) for b in range(1, 11)], np.int64)
     full = graph.cost().to_dict()
     ((metric, value),) = budget.items()
@@ -201,7 +202,7 @@ def test_codes_of_the_space_are_those_within_the_budget(
 
 def test_keeping_everything_is_no_candidate(graph: ChannelGraph) -> None:
     options = AbcOptions(max_preserve=10)
-    space = space_of(options, graph, NOTHING, units_of(options, graph, None))
+    space = space_of(options.max_preserve, graph, None, units_of("auto", graph, None))
 
     assert space.fits(np.array([[10, 10], [10, 9], [1, 10]], np.int64)).tolist() == [
         False,
@@ -285,7 +286,7 @@ def test_what_a_number_of_a_code_governs(graph: ChannelGraph) -> None:
         return units_by_name(graph, r"(conv1)")
 
     def names(units: str, own: Callable[[ChannelGraph], Any] | None) -> tuple[str, ...]:
-        return units_of(AbcOptions(units=units), graph, own).names
+        return units_of(units, graph, own).names
 
     groups = tuple(group.name for group in graph.groups)
     assert names("auto", table) == names("family", table) == ("conv1",)
@@ -358,11 +359,11 @@ def test_the_configurations_are_valid(path: Path, tmp_path: Path) -> None:
     graph = trace(model, torch.zeros(1, *found.input_shape))
 
     assert found.units is not None
-    units = units_of(options, graph, found.units)
+    units = units_of(options.units, graph, found.units)
     assert (options.max_preserve, len(units)) == PUBLISHED[path.stem]
     options.check(graph, config.prune, found.units)
     with pytest.raises(PlanError, match="keeps every channel"):
-        check_code((10,) * len(units), graph, config.prune, units)
+        check_code((10,) * len(units), graph, config.prune.budget, units)
     # What a run writes down is read again when it goes on.
     again = tmp_path / "config.yaml"
     again.write_text(to_yaml(config))

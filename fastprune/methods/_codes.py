@@ -1,0 +1,93 @@
+"""Which codes go with a network and a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastprune.errors import BudgetError, PlanError
+from fastprune.graph import ChannelGraph
+from fastprune.graph.units import Units, units_by_group, units_by_stage
+from fastprune.records import Budget
+from fastprune.search import Space
+
+__all__ = ["MakeUnits", "check_code", "space_of", "units_of", "within"]
+
+MakeUnits = Callable[[ChannelGraph], Units]
+
+Limits = Mapping[str, float] | None
+
+
+def units_of(choice: str, graph: ChannelGraph, table: MakeUnits | None) -> Units:
+    """What the numbers of a code govern.
+
+    Args:
+        choice: ``auto``, ``family``, ``group`` or ``stage``, as in `AbcOptions`.
+        graph: the network's.
+        table: its family's own units, where there are any.
+
+    Raises:
+        PlanError: the network has no table of its own and that was asked for.
+    """
+    if choice == "stage":
+        return units_by_stage(graph)
+    if choice == "family" and table is None:
+        raise PlanError("method.units: the network has no table of its own; expected group")
+    if choice == "group" or table is None:
+        return units_by_group(graph)
+    return table(graph)
+
+
+def check_code(code: tuple[int, ...], graph: ChannelGraph, budget: Limits, units: Units) -> None:
+    """Refuses a given code that is of another network, prunes nothing or is over the budget."""
+    widths = units.widths(graph, code)
+    vector = graph.width_vector(widths).astype(np.int64)
+    if (vector == graph.width_vector()).all():
+        raise PlanError("method.code: keeps every channel; nothing would be pruned")
+    if not within(graph, budget, vector[None])[0]:
+        cost = graph.cost(widths).to_dict()
+        reached = ", ".join(f"{name} {cost[name]:,}" for name in budget or {})
+        raise BudgetError(f"prune.budget: the network of method.code has {reached}; over budget")
+
+
+def within(graph: ChannelGraph, budget: Limits, widths: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which candidates ``[K]`` of widths ``[K, groups]`` are within the budget."""
+    costs = graph.cost_model.raw(widths.astype(np.float64)) / (1, 1, 1, 1e6)
+    stays = np.ones(len(widths), bool)
+    full = graph.cost().to_dict()
+    for limit in Budget.parse(budget).limits if budget else ():
+        column = ("macs", "params", "channels", "size_mb").index(limit.metric)
+        stays &= costs[:, column] <= limit.absolute(full[limit.metric])
+    return stays
+
+
+def space_of(highest: int, graph: ChannelGraph, budget: Limits, units: Units) -> Space:
+    """The codes that may be asked about.
+
+    Args:
+        highest: number of a code.
+        graph: the network's.
+        budget: as in `PruneOptions`.
+        units: what the numbers govern.
+
+    Raises:
+        FastpruneError: there are none, or none within the budget.
+    """
+    size, whole = len(units.names), graph.width_vector().astype(np.int64)
+    if not size:
+        raise PlanError(
+            "method.units: there are none; no channel group that they govern can be pruned, or "
+            "prune.keep keeps them all"
+        )
+
+    def feasible(codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        widths = units.width_matrix(graph, codes)
+        # Keeping everything is no candidate either: it would be the best of many a search.
+        return within(graph, budget, widths) & (widths < whole).any(1)
+
+    try:
+        return Space((1,) * size, (highest,) * size, feasible)
+    except BudgetError as error:
+        raise BudgetError(f"prune.{error}") from None
