@@ -20,7 +20,20 @@ from fastprune.training._guard import LossGuard
 from fastprune.training._step import TrainingStep
 from fastprune.training.metrics import Totals
 
-__all__ = ["BATCH", "IMAGES", "Steps", "our_steps", "plain_steps"]
+__all__ = [
+    "BATCH",
+    "DECAY",
+    "IMAGES",
+    "MEAN",
+    "MOMENTUM",
+    "RATE",
+    "STD",
+    "Pictures",
+    "Steps",
+    "our_steps",
+    "plain_steps",
+    "random_pixels",
+]
 
 BATCH, IMAGES = 128, 50_000
 
@@ -31,17 +44,17 @@ Steps = Callable[[], float]
 """Trains on one batch; gives a loss: ours the newest that is known."""
 
 
-def _pixels() -> tuple[np.ndarray, np.ndarray]:
-    """CIFAR-10's sizes, and enough images for the chunks that are timed."""
+def random_pixels(images: int = 40 * BATCH) -> tuple[np.ndarray, np.ndarray]:
+    """CIFAR-10's sizes, and by default enough images for the chunks that are timed."""
     generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 256, (40 * BATCH, 3, 32, 32), np.uint8)
+    pixels = generator.integers(0, 256, (images, 3, 32, 32), np.uint8)
     return pixels, generator.integers(0, 10, len(pixels), np.int64)
 
 
 def our_steps(name: str, device: str, *, precision: str = "auto", capture: bool = False) -> Steps:
     """Steps of a training by this package, its input pipeline included."""
     torch.manual_seed(0)
-    pixels, labels = _pixels()
+    pixels, labels = random_pixels()
     pipeline = open_pipeline(
         Feed(
             source=Images(pixels, labels),
@@ -97,16 +110,15 @@ def our_steps(name: str, device: str, *, precision: str = "auto", capture: bool 
     return run
 
 
-class _Pictures(Dataset):
+class Pictures(Dataset):
     """What torchvision's CIFAR-10 does for an image."""
 
-    def __init__(self) -> None:
-        pixels, self.labels = _pixels()
-        self.pixels = pixels.transpose(0, 2, 3, 1).copy()
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray, *, augment: bool) -> None:
+        self.pixels, self.labels = pixels.transpose(0, 2, 3, 1).copy(), labels
+        moves = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
         self.transform = transforms.Compose(
             [
-                transforms.RandomCrop(32, padding=4),
-                transforms.RandomHorizontalFlip(),
+                *(moves if augment else []),
                 transforms.ToTensor(),
                 transforms.Normalize(MEAN, STD),
             ]
@@ -124,7 +136,7 @@ def plain_steps(name: str, device: str) -> Steps:
     torch.manual_seed(0)
     model = models.build(name).train().to(device)
     loader = DataLoader(
-        _Pictures(),
+        Pictures(*random_pixels(), augment=True),
         batch_size=BATCH,
         shuffle=True,
         num_workers=2,

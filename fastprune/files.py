@@ -17,12 +17,15 @@ TEMPORARY = ".fastprune-tmp-"
 """How the names of half-written files begin; a crash may leave one behind, and nobody reads it."""
 
 
-def write_atomically(path: Path, content: bytes | Callable[[Path], object]) -> None:
+def write_atomically(
+    path: Path, content: bytes | Callable[[Path], object], *, lasting: bool = True
+) -> None:
     """Puts ``content`` at ``path``; a crash leaves the old file or the new one, never a part.
 
     Args:
         path: where; its folder must exist.
         content: the bytes, or a function that writes them to the temporary path it is given.
+        lasting: wait for the disk, so that it also holds when the machine itself goes down.
     """
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
@@ -30,11 +33,13 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], object]) -> N
             temporary.write_bytes(content)
         else:
             content(temporary)
-        _sync(temporary)
+        if lasting:
+            _sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    if lasting:
+        _sync(path.parent)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -32,8 +32,8 @@ _NO_COMMENT = b"\x00\x00"
 """An archive's last two bytes: the length of the comment that would follow."""
 
 
-def write(path: Path, state: State) -> None:
-    """Puts ``state``, tensors and plain data, at ``path`` atomically."""
+def write(path: Path, state: State, *, lasting: bool = True) -> None:
+    """Puts ``state``, tensors and plain data, at ``path`` as `write_atomically` does."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
@@ -41,7 +41,7 @@ def write(path: Path, state: State) -> None:
         raise ValueError("torch.save wrote something that is not a zip archive without comment")
     mark = _MARK + hashlib.sha256(content).hexdigest().encode()
     # Joined in the file rather than in memory: networks may be large.
-    write_atomically(path, lambda file: _join(file, content, mark))
+    write_atomically(path, lambda file: _join(file, content, mark), lasting=lasting)
 
 
 def _join(file: Path, content: bytes, mark: bytes) -> None:
