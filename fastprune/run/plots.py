@@ -67,9 +67,10 @@ def plot_search(path: Path, trials: Path) -> None:
     over.step(_column(rows, "number"), best, where="post", color="black", label="best so far")
     over.set_xlabel("candidate")
     over.set_ylabel("fitness, %")
-    over.legend()
     against.set_xlabel("million MACs")
     against.set_ylabel("fitness, %")
+    # Below, since points may lie anywhere.
+    figure.legend(*over.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     _write(path, figure)
 
 
