@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastprune.errors import BudgetError
 
-__all__ = ["Candidate", "SearchAlgorithm", "Space", "draw", "repair"]
+__all__ = ["Candidate", "SearchAlgorithm", "Space", "draw", "repair", "uniform"]
 
 # Rows of the first look down a path of lowered codes; each further look takes twice as many.
 _FIRST_LOOK = 64
@@ -149,9 +149,14 @@ class SearchAlgorithm(Protocol):
 
 def draw(space: Space, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
     """``[count, D]`` codes, uniform over the whole range, those over budget repaired."""
+    return repair(space, uniform(space, count, generator), generator)
+
+
+def uniform(space: Space, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """``[count, D]`` codes, uniform over the whole range, within budget or not."""
     low, high = np.array(space.low, np.int64), np.array(space.high, np.int64)
     codes = generator.integers(low, high, size=(count, space.dimensions), endpoint=True)
-    return repair(space, np.asarray(codes, np.int64), generator)
+    return np.asarray(codes, np.int64)
 
 
 def repair(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastprune.search import BeeColony, RandomSearch, SearchAlgorithm, Space
+from fastprune.search import BeeColony, Evolution, RandomSearch, SearchAlgorithm, Space
 from fastprune.search.base import Candidate
 
 # Another Python reads this file for the makers: the suite is imported where it is used, since
@@ -32,7 +32,29 @@ def at_random_by_seven(space: Space, seed: int) -> SearchAlgorithm:
     return RandomSearch(space, seed, evaluations=60, batch=7)
 
 
-@pytest.mark.parametrize("make", [batched, published, at_random, at_random_by_seven])
+def bred(space: Space, seed: int) -> SearchAlgorithm:
+    return Evolution(
+        space, seed, population=20, select_num=5, mutation_num=8, crossover_num=8, iterations=12
+    )
+
+
+def bred_by_twos(space: Space, seed: int) -> SearchAlgorithm:
+    together = [str(i // 2) for i in range(space.dimensions)]
+    return Evolution(
+        space,
+        seed,
+        population=20,
+        select_num=5,
+        mutation_num=8,
+        crossover_num=8,
+        iterations=12,
+        together=together,
+    )
+
+
+@pytest.mark.parametrize(
+    "make", [batched, published, bred, bred_by_twos, at_random, at_random_by_seven]
+)
 def test_search_algorithms_hold_to_the_suite(make: Any) -> None:
     from fastprune.testing.search import check_search
 
