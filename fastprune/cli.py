@@ -230,8 +230,33 @@ def count(
         str | None,
         typer.Option(help="A code, one number from 1 to 10 a unit: also count that network."),
     ] = None,
+    gene: Annotated[
+        str | None,
+        typer.Option(
+            help="A gene of MetaPruning, one number from -1 to 30 an id, or baseline: "
+            "also count that network."
+        ),
+    ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            help="With --gene: paper (the default) or table, what MobileNetV2's middle widths are "
+            "shares of."
+        ),
+    ] = None,
+    published_quirks: Annotated[
+        bool,
+        typer.Option(
+            "--published-quirks",
+            help="With --gene: count as the published table does, ResNet-50's stem padded by one "
+            "pixel, MobileNetV2's last convolution at stride 2.",
+        ),
+    ] = False,
     counting: Annotated[
-        str, typer.Option(help="macs (conv and linear, exact), or the rules of thop or ptflops.")
+        str,
+        typer.Option(
+            help="macs (conv and linear, exact), or the rules of thop, ptflops or metapruning."
+        ),
     ] = "macs",
     groups: Annotated[
         bool, typer.Option("--groups", help="List the channel groups and the units of a code too.")
@@ -251,6 +276,9 @@ def count(
         plan=plan,
         channels=channels,
         code=code,
+        gene=gene,
+        rule=rule,
+        published_quirks=published_quirks,
         counting=counting,
         groups=groups,
     )

@@ -187,6 +187,27 @@ def test_count_counts_what_a_code_leaves() -> None:
     assert tiny["pruned"]["params"] < tiny["params"]
 
 
+def test_count_counts_what_a_gene_leaves() -> None:
+    gene = "-1 10 16 17 -1 9 3 7 23 10 19 12 16 20 17 13 22 11 18 19 24"
+    published = ("--published-quirks", "--counting", "ptflops")
+    found = answer("count", "resnet50", "--gene", gene, *published)
+    assert found["model"] == "torchvision:resnet50"
+    assert found["gene"] == [int(number) for number in gene.split()]
+    assert (found["stage_out"][:2], found["mid"][0]) == ([64, 102], 23)
+    assert found["macs"] == 4_080_432_640
+    assert found["dropped"]["params"] == round(1 - found["pruned"]["params"] / 25_557_032, 6)
+
+    paper = answer("count", "mobilenet_v2", "--gene", "baseline")
+    table = answer("count", "mobilenet_v2", "--gene", "baseline", "--rule", "table", "--groups")
+    assert (paper["pruned"]["params"], table["pruned"]["params"]) == (5_313_198, 6_546_008)
+    assert table["ids"][8] == {"name": "last", "groups": ["features.18.0"], "fixed": True}
+    small = answer("count", "resnet20_cifar", "--gene", "5 " * 9 + "31.7", "--rule", "table")
+    assert small["mid"] == [4, 4, 4, 8, 8, 8, 16, 16, 16]
+    _, out, _ = call("count", "resnet20_cifar", "--gene", "5 " * 9, "--groups")
+    assert "mid 4 4 4 8 8 8 16 16 16" in out
+    assert "id 9, layer3.2: layer3.2.conv1" in out
+
+
 def test_count_finds_selected_groups_by_their_names() -> None:
     found = answer(
         "count",
@@ -220,6 +241,22 @@ def test_count_finds_selected_groups_by_their_names() -> None:
         (
             ["vgg11_cifar", "--plan", "none.json", "--channels", "{}"],
             "--channels: --plan is given too; expected one of the two",
+        ),
+        (["resnet20_cifar", "--gene", "5 5"], "gene: expected 9 ids, and at most the search's"),
+        (["resnet20_cifar", "--gene", "5 " * 8 + "31"], "gene: number 9 (layer3.2): expected"),
+        (["vgg11_cifar", "--gene", "5"], "gene: nobody has said what a gene of vgg11_cifar is"),
+        (
+            ["resnet20_cifar", "--gene", "5", "--code", "5"],
+            "--code: --gene is given too; expected one of the two",
+        ),
+        (
+            ["resnet20_cifar", "--gene", "5", "--rule", "tables"],
+            "--rule: unknown rule 'tables'; did you mean 'table'",
+        ),
+        (["resnet20_cifar", "--rule", "table"], "--rule: says how a gene is counted; expected"),
+        (
+            ["resnet20_cifar", "--gene", "5", "--published-quirks"],
+            "--published-quirks: resnet20_cifar has none",
         ),
         (["vgg11_cifar", "--plan", "none.json"], "--plan none.json: No such file"),
         (["vgg11_cifar", "--plan", __file__], "not valid JSON"),

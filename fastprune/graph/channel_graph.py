@@ -272,7 +272,9 @@ class ChannelGraph:
         return self.cost_model.one(self.width_vector(plan))
 
     def count(self, plan: PruningPlan | None = None, counting: str = "macs") -> Cost:
-        """As :meth:`cost`, MACs counted by a published rule: ``macs``, ``thop`` or ``ptflops``."""
+        """As :meth:`cost`, MACs counted by a published rule: ``macs``, ``thop``, ``ptflops`` or
+        ``metapruning``.
+        """
         from fastprune.graph.counting import count
 
         return count(self, plan, counting)

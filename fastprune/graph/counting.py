@@ -19,7 +19,7 @@ from fastprune.records import Cost
 
 __all__ = ["Counting", "count", "pruned_shape"]
 
-Counting = Literal["macs", "thop", "ptflops"]
+Counting = Literal["macs", "thop", "ptflops", "metapruning"]
 
 
 def count(graph: ChannelGraph, plan: PruningPlan | None = None, counting: str = "macs") -> Cost:
@@ -32,7 +32,8 @@ def count(graph: ChannelGraph, plan: PruningPlan | None = None, counting: str = 
         counting: ``macs`` convolutions and linear layers, exactly. ``thop`` (0.0.31): convolution
             out·(K²·Cin/g + bias), batch norm 4·numel, linear (2·in − 1)·out, average pooling (K² +
             1)·out. ``ptflops``: convolution MACs and bias, linear MACs, batch norm 2·numel,
-            pooling numel of its input.
+            pooling numel of its input. ``metapruning``: the published search's limit; convolution
+            and linear MACs and bias, batch norm numel, pooling with a kernel K² a value it gives.
 
     Raises:
         FastpruneError: an unknown rule.
@@ -45,7 +46,7 @@ def count(graph: ChannelGraph, plan: PruningPlan | None = None, counting: str = 
     if counting == "macs":
         return cost
     stays = np.ones(graph.total + 1, bool) if plan is None else graph.kept(plan)
-    rule = _thop if counting == "thop" else _ptflops
+    rule = {"thop": _thop, "ptflops": _ptflops, "metapruning": _metapruning}[counting]
     macs = sum(rule(graph, op, stays) for op in graph.program.ops)
     return dataclasses.replace(cost, macs=macs)
 
@@ -126,4 +127,18 @@ def _ptflops(graph: ChannelGraph, op: Op, stays: NDArray[np.bool_]) -> int:
         return 2 * _numel(graph, op.inputs[0], stays)
     if "pool" in op.name:
         return _numel(graph, op.inputs[0], stays)
+    return 0
+
+
+def _metapruning(graph: ChannelGraph, op: Op, stays: NDArray[np.bool_]) -> int:
+    if op.name.startswith("conv") or op.name == "linear":
+        outputs, per_output, bias = _layer(graph, op, stays)
+        return outputs * (per_output + bias)
+    if op.name == "batch_norm":
+        return _numel(graph, op.inputs[0], stays)
+    if "pool" in op.name and not op.name.startswith("adaptive"):
+        kernel: Any = op.arg(1, "kernel_size")
+        spatial = len(op.inputs[0].shape) - 2
+        window: int = kernel**spatial if isinstance(kernel, int) else math.prod(kernel)
+        return window * _numel(graph, op.outputs[0], stays)
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from fastprune.errors import ConfigError, FastpruneError
-from fastprune.graph import ChannelGraph, Units
+from fastprune.graph import ChannelGraph, GeneTable, Units
 from fastprune.registry import Registry
 
 __all__ = ["CIFAR_INPUT", "IMAGENET_NORMALIZATION", "Network", "Normalization", "registry"]
@@ -37,6 +37,13 @@ class Network:
             ``IMAGENET1K_V2``).
         units: the units of a code, from the network's channel graph, as the literature has them;
             None where nobody has said, and each group is a unit.
+        genes: the ids of a gene, from the network's channel graph; None where there are none.
+        gene_network: the name of the network that genes said to be of this one are of, where the
+            literature means another by its name; None for this network itself.
+        gene_rule: the option that chooses between published readings of a gene (``paper`` or
+            ``table``); None where both are the same.
+        quirks: makes a built network the one whose cost the published table of genes counts, in
+            place; None where that is the network as it is.
         summary: one line about it.
     """
 
@@ -47,6 +54,10 @@ class Network:
     normalization: Normalization | None = None
     published: tuple[str, ...] = ()
     units: Callable[[ChannelGraph], Units] | None = None
+    genes: Callable[[ChannelGraph], GeneTable] | None = None
+    gene_network: str | None = None
+    gene_rule: str | None = None
+    quirks: Callable[[nn.Module], None] | None = None
     summary: str = ""
 
     def build(self, num_classes: int | None = None, **options: Any) -> nn.Module:

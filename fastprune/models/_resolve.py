@@ -13,11 +13,15 @@ from fastprune.errors import FastpruneError, WeightsError, nearest
 from fastprune.models._network import Network, registry
 from fastprune.models._options import checked_options
 from fastprune.models._timm import timm_network
-from fastprune.models._torchvision import torchvision_names, torchvision_network
+from fastprune.models._torchvision import (
+    torchvision_genes,
+    torchvision_names,
+    torchvision_network,
+)
 from fastprune.models._user import user_network
 from fastprune.models._weights import load_weights
 
-__all__ = ["build", "list_networks", "resolve"]
+__all__ = ["build", "gene_network", "list_networks", "resolve"]
 
 _log = logging.getLogger("fastprune.models")
 
@@ -75,8 +79,33 @@ def _registered(name: str) -> Network:
         num_classes=entry.extra.get("num_classes"),
         normalization=entry.extra.get("normalization"),
         units=entry.extra.get("units"),
+        genes=entry.extra.get("genes"),
+        gene_rule=entry.extra.get("gene_rule"),
+        quirks=entry.extra.get("quirks"),
         summary=entry.summary,
     )
+
+
+def gene_network(name: str) -> Network:
+    """The network that genes of ``name`` are of: mostly ``name`` itself.
+
+    Args:
+        name: as in `resolve`.
+
+    Raises:
+        FastpruneError: as `resolve`, or nobody has said what a gene of that network is.
+    """
+    network = resolve(name)
+    if network.gene_network is not None:
+        network = resolve(network.gene_network)
+    if network.genes is None:
+        known = [n.name for n in list_networks() if n.genes is not None]
+        known += ["mobilenet_v2", *torchvision_genes]
+        raise FastpruneError(
+            f"gene: nobody has said what a gene of {network.name} is; expected one of "
+            f"{', '.join(sorted(known))}"
+        )
+    return network
 
 
 def list_networks(*, torchvision: bool = False) -> list[Network]:

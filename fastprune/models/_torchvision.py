@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
@@ -12,10 +13,10 @@ import torch
 from torch import nn
 
 from fastprune.errors import ConfigError, FastpruneError, WeightsError, nearest
-from fastprune.graph import units_by_name
+from fastprune.graph import ChannelGraph, GeneTable, gene_table, units_by_name
 from fastprune.models._network import Network
 
-__all__ = ["torchvision_names", "torchvision_network"]
+__all__ = ["torchvision_genes", "torchvision_names", "torchvision_network"]
 
 # Auxiliary heads would make the network give a tuple while training, and torchvision's own
 # initialisation of these two takes half a minute and warns unless it is chosen.
@@ -36,6 +37,39 @@ _UNITS = {
     "resnet152": _BOTTLENECK,
     "vgg16_bn": r"(features\.\d+)",
 }
+
+# Networks that have genes, and those whose genes are of another: MetaPruning's MobileNetV2 is
+# wider than torchvision's.
+torchvision_genes = ("resnet50", "resnet101", "resnet152")
+_GENE_NETWORKS = {"mobilenet_v2": "mobilenet_v2_metapruning"}
+
+
+def _bottleneck_genes(graph: ChannelGraph) -> GeneTable:
+    """Outputs of the stem and of each stage, then the two inner convolutions of each block.
+
+    The last stage's output is fixed; the original search leaves its id out (``layouts``).
+    """
+    weights = [re.fullmatch(r"(layer\d+\.\d+)\.conv1\.weight", row.weight) for row in graph.layers]
+    blocks = [match[1] for match in weights if match]
+    stages = list(dict.fromkeys(block.partition(".")[0] for block in blocks))
+    rows = {"conv1": ["conv1"]}
+    rows |= {stage: [f"{stage}.0.conv3"] for stage in stages}
+    rows |= {block: [f"{block}.conv1", f"{block}.conv2"] for block in blocks}
+    return gene_table(
+        graph,
+        rows,
+        outputs=["conv1", *(block.partition(".")[0] for block in blocks)],
+        middles=blocks,
+        whole=stages[-1:],
+        layouts=[[name for name in rows if name != stages[-1]]],
+    )
+
+
+def _stem_padding(model: nn.Module) -> None:
+    """The published counts of ResNet-50's genes pad its 7x7 stem by one pixel instead of three."""
+    stem = model.get_submodule("conv1")
+    if isinstance(stem, nn.Conv2d):
+        stem.padding = (1, 1)
 
 
 def _models() -> ModuleType:
@@ -126,6 +160,9 @@ def torchvision_network(name: str) -> Network:
         normalization=(tuple(preset.mean), tuple(preset.std)),
         published=("DEFAULT", *(member for member in members if member != "DEFAULT")),
         units=partial(units_by_name, pattern=_UNITS[name]) if name in _UNITS else None,
+        genes=_bottleneck_genes if name in torchvision_genes else None,
+        gene_network=_GENE_NETWORKS.get(name),
+        quirks=_stem_padding if name in torchvision_genes else None,
         summary=f"{name} of torchvision",
     )
 

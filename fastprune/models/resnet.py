@@ -7,6 +7,7 @@ shortcut.1``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import field_validator
 from torch import Tensor, nn
 
-from fastprune.graph import ChannelGraph, Units, units_by_name
+from fastprune.graph import ChannelGraph, GeneTable, Units, gene_table, units_by_name
 from fastprune.models._network import CIFAR_INPUT, IMAGENET_NORMALIZATION, registry
 from fastprune.options import Options
 
@@ -148,6 +149,30 @@ def _units(graph: ChannelGraph) -> Units:
     return units_by_name(graph, r"(layer\d+\.\d+)\.conv1")
 
 
+def _genes(graph: ChannelGraph) -> GeneTable:
+    """With projections, an output of each stage, the last one fixed; then each block's middle.
+
+    Shortcuts of option A add zero channels at fixed places, so that every stage would have to be
+    twice as wide as the one before: outputs of stages are of no id then.
+    """
+    layers = [layer.weight.rpartition(".")[0] for layer in graph.layers]
+    matches = [re.fullmatch(r"(layer\d+\.\d+)\.conv1", name) for name in layers]
+    blocks = [match[1] for match in matches if match]
+    stages: list[str] = []
+    if any(name.endswith(".shortcut.0") for name in layers):
+        stages = list(dict.fromkeys(block.partition(".")[0] for block in blocks))
+    # The first stage has no projection: its output is the stem's.
+    rows = {stage: ["conv1" if stage == "layer1" else f"{stage}.0.conv2"] for stage in stages}
+    rows |= {block: [f"{block}.conv1"] for block in blocks}
+    return gene_table(
+        graph,
+        rows,
+        outputs=[*stages[:1], *(block.partition(".")[0] for block in blocks)] if stages else [],
+        middles=blocks,
+        whole=stages[-1:],
+    )
+
+
 # The published weights of this family were trained on images normalised by ImageNet's statistics.
 _register = {
     "options": ResNetOptions,
@@ -155,6 +180,7 @@ _register = {
     "num_classes": 10,
     "normalization": IMAGENET_NORMALIZATION,
     "units": _units,
+    "genes": _genes,
 }
 
 
@@ -199,7 +225,12 @@ def resnet110_cifar(
 
 
 @registry.register(
-    "resnet18_cifar", input_shape=CIFAR_INPUT, num_classes=10, normalization=None, units=_units
+    "resnet18_cifar",
+    input_shape=CIFAR_INPUT,
+    num_classes=10,
+    normalization=None,
+    units=_units,
+    genes=_genes,
 )
 def resnet18_cifar(num_classes: int = 10) -> CifarResNet:
     """ResNet-18 with a 3x3 stem for 32x32 images, 11.17 M parameters."""

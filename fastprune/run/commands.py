@@ -23,6 +23,7 @@ from fastprune.data import DataOptions, InputPipeline, Normalization
 from fastprune.errors import ConfigError, PlanError, nearest
 from fastprune.graph import PruningPlan, parse_code, units_by_group
 from fastprune.run.directory import is_run_directory, saved_config
+from fastprune.run.genes import gene_facts, gene_ids, gene_network, set_quirks
 from fastprune.run.networks import (
     NormalizationChoice,
     build_network,
@@ -41,7 +42,7 @@ _NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-COUNTINGS = ("macs", "thop", "ptflops")
+COUNTINGS = ("macs", "thop", "ptflops", "metapruning")
 
 
 def count(
@@ -53,24 +54,30 @@ def count(
     plan: Path | None,
     channels: str | None,
     code: str | None,
+    gene: str | None,
+    rule: str | None,
+    published_quirks: bool,
     counting: str,
     groups: bool,
 ) -> dict[str, Any]:
-    """MACs, params and channels of a network, and of the one a plan, widths or a code would leave.
+    """MACs, params and channels of a network, and of what a plan, widths, a code or a gene leaves.
 
     Raises:
-        FastpruneError: an unknown network, group or rule, a bad shape, a plan or code of another
-            network.
+        FastpruneError: an unknown network, group or rule, a bad shape, a plan, code or gene of
+            another network.
     """
     if counting not in COUNTINGS:
         raise ConfigError(f"--counting: unknown rule {counting!r}{nearest(counting, COUNTINGS)}")
-    smaller = {"--code": code, "--channels": channels, "--plan": plan}
+    smaller = {"--code": code, "--gene": gene, "--channels": channels, "--plan": plan}
     given = [name for name, value in smaller.items() if value is not None]
     if len(given) > 1:
         raise ConfigError(f"{given[0]}: {given[1]} is given too; expected one of the two")
-    options = _model_options(model, None, num_classes, model_options)
+    known, asked = gene_network(model, gene, rule, published_quirks)
+    name = model if gene is None else known.name
+    options = _model_options(name, None, num_classes, [*model_options, *asked])
     network, _ = build_network(options, num_classes, seed=0)
-    known = models.resolve(model)
+    if published_quirks:
+        set_quirks(known, network)
     size = _shape(shape) if shape else known.input_shape
     if size is None:
         raise ConfigError(f"--input: {model} has no usual input; expected a shape such as 3x32x32")
@@ -82,6 +89,11 @@ def count(
     numbers = None if code is None else parse_code(code)
     if numbers is not None:
         widths = units.widths(graph, numbers)
+    facts: dict[str, Any] = {}
+    if gene is not None and known.genes is not None:
+        table = known.genes(graph)
+        widths = table.widths(ids := table.read(gene))
+        facts = gene_facts(table, ids, published_quirks)
     if widths:
         graph.width_vector(widths)
         # Which channels stay does not matter for what is counted, only how many.
@@ -94,8 +106,10 @@ def count(
     }
     if wanted is not None:
         found["pruned"] = graph.count(wanted, counting).to_dict()
+    found |= facts
     if numbers is not None:
         found["code"] = list(numbers)
+    if numbers is not None or facts:
         found["dropped"] = {
             metric: round(1 - found["pruned"][metric] / found[metric], 6)
             for metric in ("macs", "params", "channels")
@@ -107,6 +121,7 @@ def count(
             {"name": name, "groups": list(governed)}
             for name, governed in zip(units.names, units.groups, strict=True)
         ]
+        found |= gene_ids(known, graph)
     return found
 
 

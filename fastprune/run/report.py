@@ -277,6 +277,9 @@ def print_counts(counts: Mapping[str, Any]) -> None:
     console.print(f"{counts['model']}, input {shape}, counting {counts['counting']}")
     if "code" in counts:
         console.print(f"code {' '.join(str(k) for k in counts['code'])}", soft_wrap=True)
+    if "gene" in counts:
+        for name in ("gene", "stage_out", "mid"):
+            console.print(f"{name} {' '.join(str(k) for k in counts[name])}", soft_wrap=True)
     dropped = counts.get("dropped")
     columns = ["unpruned"] + (["pruned", "kept"] if "pruned" in counts else [])
     table = Table("", *columns, *(["dropped"] if dropped else []))
@@ -298,6 +301,11 @@ def print_counts(counts: Mapping[str, Any]) -> None:
     for number, unit in enumerate(counts.get("units", ()), start=1):
         console.print(
             f"unit {number}, {unit['name']}: {', '.join(unit['groups'])}", soft_wrap=True
+        )
+    for number, row in enumerate(counts.get("ids", ()), start=1):
+        fixed = " (fixed)" if row["fixed"] else ""
+        console.print(
+            f"id {number}, {row['name']}{fixed}: {', '.join(row['groups'])}", soft_wrap=True
         )
     _print_unprunable(console, counts.get("unprunable", ()))
 

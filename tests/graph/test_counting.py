@@ -27,7 +27,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("counting", ["macs", "thop", "ptflops"])
+@pytest.mark.parametrize("counting", ["macs", "thop", "ptflops", "metapruning"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_plan_is_counted_as_the_network_it_leaves(name: str, counting: str) -> None:
     model, example = NETWORKS[name].eval(), torch.zeros(1, 3, 8, 8)
@@ -46,6 +46,7 @@ def test_the_published_rules_on_a_network_counted_by_hand() -> None:
     assert graph.count().macs == conv + 64
     assert graph.count(counting="thop").macs == conv + 4 * norm + 16 * 10 + 4 * 31
     assert graph.count(counting="ptflops").macs == conv + 2 * norm + norm + 16 * 9 + 64
+    assert graph.count(counting="metapruning").macs == conv + norm + 4 * 16 * 9 + 9 * 16 + 68
 
 
 def test_an_unknown_rule_names_the_known() -> None:

@@ -24,6 +24,11 @@ PUBLISHED = {
     "densenet40_cifar": (1_059_298, 1_100_428, 282_917_328, 936),
     "googlenet_cifar": (6_166_250, 6_258_500, 1_521_756_160, 7904),
 }
+# Parameters with 1000 and with 100 classes; with 1000, MACs and conv channels, at 224x224.
+LARGE = {
+    "mobilenet_v1": (4_231_976, 3_309_476, 568_740_352, 10_944),
+    "mobilenet_v2_metapruning": (5_313_198, 4_160_298, 569_521_240, 23_180),
+}
 TORCHVISION = {
     "resnet18": (11_689_512, 1_814_073_344, 4800),
     "resnet34": (21_797_672, 3_663_761_408, 8512),
@@ -67,7 +72,7 @@ def test_every_registered_network_is_held_to_its_published_size():
         for name in registry.names()
         if registry.get(name).build.__module__.startswith("fastprune.")
     }
-    assert own == set(PUBLISHED)
+    assert own == {*PUBLISHED, *LARGE}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -79,6 +84,15 @@ def test_published_size(name):
     assert params(on_meta(name, num_classes=100)) == hundred
 
 
+@pytest.mark.parametrize("name", LARGE)
+def test_published_size_of_large_networks(name):
+    thousand, hundred, macs, channels = LARGE[name]
+    model = on_meta(name)
+    assert params(model) == thousand
+    assert counted(model, (3, 224, 224)) == (macs, channels, (1, 1000))
+    assert params(on_meta(name, num_classes=100)) == hundred
+
+
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_published_size_of_torchvision_networks(name):
     network = resolve(name)
@@ -86,13 +100,13 @@ def test_published_size_of_torchvision_networks(name):
     assert (params(model), *counted(model, network.input_shape)) == (*TORCHVISION[name], (1, 1000))
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [*PUBLISHED, *LARGE])
 def test_runs_on_images_of_other_sizes(name):
     model = on_meta(name, num_classes=7)
     assert model(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", ["resnet20_cifar", "vgg11_cifar", "vgg16_cifar_abc"])
+@pytest.mark.parametrize("name", ["resnet20_cifar", "vgg11_cifar", "vgg16_cifar_abc", *LARGE])
 def test_gradients_reach_every_parameter(name):
     torch.manual_seed(0)
     model = build(name)
