@@ -150,7 +150,7 @@ class Units:
 
 
 def parse_code(given: Any) -> tuple[int, ...]:
-    """The code in a text, separated by commas or spaces, or in a list of integers.
+    """The code in a text, separated by commas or spaces, in a list of integers, or one integer.
 
     Raises:
         PlanError: something in it is not a whole number. Length and range are for
@@ -162,6 +162,9 @@ def parse_code(given: Any) -> tuple[int, ...]:
     elif isinstance(given, (list, tuple)):
         items = list(given)
         wrong = [item for item in items if not _is_integer(item)]
+    elif _is_integer(given):
+        # What YAML makes of the code of a network with one unit.
+        items, wrong = [given], []
     else:
         raise PlanError(f"code: expected whole numbers such as '5 5 6', got {given!r:.80}")
     if wrong or not items:

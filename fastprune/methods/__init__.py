@@ -71,13 +71,17 @@ class MethodOptions(Options):
         graph: ChannelGraph,
         prune: PruneOptions,
         units: Callable[[ChannelGraph], Units] | None,
-    ) -> None:
+    ) -> str | None:
         """Refuses, before any training, what does not go with the network.
 
         Args:
             graph: the network's.
             prune: the common options.
             units: as in `MethodContext`.
+
+        Returns:
+            What each metric can be brought to, in one line; None where that follows from ``prune``
+            alone, whose budget is then held against it.
 
         Raises:
             FastpruneError: what does not.

@@ -13,11 +13,14 @@ from fastprune.graph.units import Units, units_by_group, units_by_stage
 from fastprune.records import Budget
 from fastprune.search import Space
 
-__all__ = ["MakeUnits", "check_code", "space_of", "units_of", "within"]
+__all__ = ["MakeUnits", "check_code", "reach_of", "space_of", "units_of", "within"]
 
 MakeUnits = Callable[[ChannelGraph], Units]
 
 Limits = Mapping[str, float] | None
+
+# Columns of a cost model's rows, the last in bytes.
+_METRICS, _SCALE = ("macs", "params", "channels", "size_mb"), (1, 1, 1, 1e6)
 
 
 def units_of(choice: str, graph: ChannelGraph, table: MakeUnits | None) -> Units:
@@ -42,7 +45,10 @@ def units_of(choice: str, graph: ChannelGraph, table: MakeUnits | None) -> Units
 
 def check_code(code: tuple[int, ...], graph: ChannelGraph, budget: Limits, units: Units) -> None:
     """Refuses a given code that is of another network, prunes nothing or is over the budget."""
-    widths = units.widths(graph, code)
+    try:
+        widths = units.widths(graph, code)
+    except PlanError as error:
+        raise PlanError(f"method.{error}") from None
     vector = graph.width_vector(widths).astype(np.int64)
     if (vector == graph.width_vector()).all():
         raise PlanError("method.code: keeps every channel; nothing would be pruned")
@@ -54,11 +60,11 @@ def check_code(code: tuple[int, ...], graph: ChannelGraph, budget: Limits, units
 
 def within(graph: ChannelGraph, budget: Limits, widths: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which candidates ``[K]`` of widths ``[K, groups]`` are within the budget."""
-    costs = graph.cost_model.raw(widths.astype(np.float64)) / (1, 1, 1, 1e6)
+    costs = graph.cost_model.raw(widths.astype(np.float64)) / _SCALE
     stays = np.ones(len(widths), bool)
     full = graph.cost().to_dict()
     for limit in Budget.parse(budget).limits if budget else ():
-        column = ("macs", "params", "channels", "size_mb").index(limit.metric)
+        column = _METRICS.index(limit.metric)
         stays &= costs[:, column] <= limit.absolute(full[limit.metric])
     return stays
 
@@ -89,5 +95,18 @@ def space_of(highest: int, graph: ChannelGraph, budget: Limits, units: Units) ->
 
     try:
         return Space((1,) * size, (highest,) * size, feasible)
-    except BudgetError as error:
-        raise BudgetError(f"prune.{error}") from None
+    except BudgetError:
+        asked = ", ".join(f"{metric} {limit:g}" for metric, limit in (budget or {}).items())
+        raise BudgetError(
+            f"prune.budget: no code can meet it; got {asked}, and codes from 1 to {highest} have "
+            f"{reach_of(highest, graph, units)}"
+        ) from None
+
+
+def reach_of(highest: int, graph: ChannelGraph, units: Units) -> str:
+    """What codes from 1 to ``highest`` bring each metric to, in one line."""
+    ends = np.array([[1], [highest]], np.int64).repeat(len(units), axis=1)
+    widths = units.width_matrix(graph, ends).astype(np.float64)
+    low, high = graph.cost_model.raw(widths) / _SCALE
+    rows = zip(_METRICS, low, high, strict=True)
+    return ", ".join(f"{metric} {a:,.6g} to {b:,.6g}" for metric, a, b in rows)

@@ -27,7 +27,7 @@ from fastprune.methods import (
     Reopen,
     registry,
 )
-from fastprune.methods._codes import MakeUnits, check_code, space_of, units_of
+from fastprune.methods._codes import MakeUnits, check_code, reach_of, space_of, units_of
 from fastprune.methods._inherit import channel_order, check_rule, plan_of
 from fastprune.methods._search import Evaluator, search
 from fastprune.methods._trials import TrialLog
@@ -143,12 +143,13 @@ class AbcOptions(MethodOptions):
             )
         return found + _recipe_problems(self)
 
-    def check(self, graph: ChannelGraph, prune: PruneOptions, units: MakeUnits | None) -> None:
+    def check(self, graph: ChannelGraph, prune: PruneOptions, units: MakeUnits | None) -> str:
         governed = units_of(self.units, graph, units)
         if self.code is None:
             space_of(self.max_preserve, graph, prune.budget, governed)
         else:
             check_code(self.code, graph, prune.budget, governed)
+        return reach_of(self.max_preserve if self.code is None else FULL, graph, governed)
 
 
 def _recipe_problems(options: AbcOptions) -> list[str]:

@@ -175,10 +175,11 @@ class RunDirectory:
             raise ValueError(f"{file.name}: not a name of a result; expected one of {_FILES}")
         write_atomically(self.path / file.name, file.read_bytes())
 
-    def forget(self, stage: str) -> None:
-        """Removes what a stage left, so that it begins anew."""
-        (self.path / _RECORDS / f"{stage}.json").unlink(missing_ok=True)
-        shutil.rmtree(self.path / _WORK / stage, ignore_errors=True)
+    def replan(self, config: RunConfig) -> None:
+        """Removes what the plan's stage left, so that it begins anew, by another configuration."""
+        (self.path / _RECORDS / "plan.json").unlink(missing_ok=True)
+        shutil.rmtree(self.path / _WORK / "plan", ignore_errors=True)
+        _write_config(self.path, config)
 
     def hold_images(self, listings: Mapping[str, Listing], note: Callable[[str], object]) -> None:
         """Writes down which image files the run began with, or compares them with those there.
@@ -287,7 +288,8 @@ def open_directory(
         config: what is to be run; the folder must be new, empty or of the same configuration but
             for how images are read, unless the run there ended before it made anything.
         fresh: remove what an earlier run left (only files that fastprune writes) and start anew.
-        replan: another method, budget and fine-tuning than the run's there are welcome.
+        replan: another method, budget and fine-tuning than the run's there are welcome; they take
+            its place by `RunDirectory.replan`.
 
     Raises:
         ConfigError: the folder holds something else, a run of another configuration, or a run
@@ -310,9 +312,8 @@ def open_directory(
             _refuse_other(path, config, _REPLANNED if replan else frozenset())
         else:
             write_json(path / ENVIRONMENT, environment())
-        content = to_yaml(config).encode()
-        if not (path / CONFIG).exists() or (path / CONFIG).read_bytes() != content:
-            write_atomically(path / CONFIG, content)
+        if not (replan and is_run_directory(path)):
+            _write_config(path, config)
         try:
             yield RunDirectory(path)
         except FastpruneError:
@@ -377,10 +378,18 @@ def _refuse_other(path: Path, config: RunConfig, free: frozenset[str]) -> None:
     )
     if differing:
         shown = "; ".join(differing[:3]) + ("; …" if len(differing) > 3 else "")
+        later = all(line.startswith(tuple(_REPLANNED)) for line in differing)
+        keeping = "--fresh-search to keep its baseline alone, " if later else ""
         raise ConfigError(
             f"{path}: holds a run of another configuration ({shown}); "
-            "use --fresh to replace it, or another --out"
+            f"use {keeping}--fresh to replace it, or another --out"
         )
+
+
+def _write_config(path: Path, config: RunConfig) -> None:
+    content = to_yaml(config).encode()
+    if not (path / CONFIG).exists() or (path / CONFIG).read_bytes() != content:
+        write_atomically(path / CONFIG, content)
 
 
 def _differences(there: Any, wanted: Any, where: str = "") -> Iterator[str]:

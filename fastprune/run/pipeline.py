@@ -84,11 +84,13 @@ def run(
     set_threads(config.threads)
     check_recipes(config, device)
     with open_directory(path, config, fresh=fresh, replan=fresh_search) as directory:
-        if fresh_search:
-            directory.forget("plan")
         this = _Run(config, directory, device, choose_progress(quiet=quiet))
         this.repeat = shlex.join(part for part in command if part not in _ONCE)
         try:
+            if fresh_search:
+                # First, since a search may have taken days, and what is refused replaces none.
+                this.check(this.trace(this.fresh(config.seed).to(device)))
+                directory.replan(config)
             for stage in STAGES[: STAGES.index(until) + 1]:
                 record = this.run_stage(stage)
         finally:
@@ -233,11 +235,8 @@ class _Run:
         )
         if message:
             self.say(message)
-        check_recipes(config, self.device, self.splits.train)
         graph = self.trace(model.to(self.device))
-        check_outputs(graph, self.info.num_classes, config.model.name)
-        self.say(f"reachable: {check_reachable(config.prune, graph)}")
-        config.method.check(graph, config.prune, resolve(config.model.name).units)
+        self.check(graph)
         if config.baseline is not None:
             self.train(model, config.baseline, work, "baseline")
         artifact.save_state(self.directory.baseline, model)
@@ -249,6 +248,14 @@ class _Run:
             "cost": graph.cost().to_dict(),
         }
         return results, (self.directory.baseline, self.directory.graph)
+
+    def check(self, graph: ChannelGraph) -> None:
+        """Refuses what could only fail after training, and says what can be reached."""
+        config = self.config
+        check_recipes(config, self.device, self.splits.train)
+        check_outputs(graph, self.info.num_classes, config.model.name)
+        own = config.method.check(graph, config.prune, resolve(config.model.name).units)
+        self.say(f"reachable: {own or check_reachable(config.prune, graph)}")
 
     def train(
         self,
@@ -319,6 +326,9 @@ class _Run:
         directory.search_plot.unlink(missing_ok=True)
         for file in found.files:
             directory.take(file)
+        # Of the method's own file: one beside the results may be lost or edited later.
+        if (trials := work / directory.trials.name) in found.files:
+            plot_search(directory.search_plot, trials)
         results = {
             "digest": found.plan.digest,
             "own_weights": found.model is not model,
@@ -437,8 +447,6 @@ class _Run:
         directory = self.directory
         full = {group.name: group.channels for group in self.trace(model).groups}
         plot_channels(directory.channels_plot, full, plan.widths())
-        if directory.trials.is_file():
-            plot_search(directory.search_plot, directory.trials)
         write_json(directory.report, content)
         return {}, (directory.report,)
 

@@ -107,7 +107,7 @@ def test_a_fitness_recipe_has_the_epochs_of_calfitness_epoch(given: Any) -> None
         ("5 six", "method.code: expected whole numbers such as '5 5 6', got 'six'"),
         ("", "method.code: expected whole numbers such as '5 5 6', got ''"),
         ([5, 5.5], "method.code: expected whole numbers such as '5 5 6', got 5.5"),
-        (5, "method.code: expected whole numbers such as '5 5 6', got 5"),
+        (5.5, "method.code: expected whole numbers such as '5 5 6', got 5.5"),
     ],
 )
 def test_what_is_no_code_is_one_line(code: Any, expected: str) -> None:
@@ -124,11 +124,20 @@ def test_a_code_can_be_written_in_many_ways(code: Any) -> None:
     assert AbcOptions(code=code).code == (5, 6)
 
 
+def test_a_code_of_one_number_is_one_for_yaml_too() -> None:
+    assert AbcOptions.model_validate({"code": 5}).code == (5,)
+
+
 @pytest.mark.parametrize(
     ("code", "prune", "error", "expected"),
     [
-        ((5, 5, 5), {}, PlanError, r"^code: expected 2 whole numbers .*; got 3$"),
-        ((5, 11), {}, PlanError, r"^code: number 2 \(\w+\): expected .* from 1 to 10, got 11$"),
+        ((5, 5, 5), {}, PlanError, r"^method\.code: expected 2 whole numbers .*; got 3$"),
+        (
+            (5, 11),
+            {},
+            PlanError,
+            r"^method\.code: number 2 \(\w+\): expected .* from 1 to 10, got 11$",
+        ),
         ((10, 10), {}, PlanError, r"^method\.code: keeps every channel; nothing would be pruned$"),
         (
             (9, 9),
@@ -168,8 +177,21 @@ def test_a_given_code_is_the_plan_and_nothing_is_trained(tmp_path: Path) -> None
 def test_a_budget_that_no_code_meets_is_refused_before_training(
     graph: ChannelGraph, budget: dict[str, float]
 ) -> None:
-    with pytest.raises(BudgetError, match=r"^prune\.budget: no code can meet it"):
+    with pytest.raises(
+        BudgetError, match=r"^prune\.budget: no code .*; got \w+ .* codes from 1 to 9 have macs "
+    ):
         AbcOptions().check(graph, PruneOptions(budget=budget), None)
+
+
+def test_what_can_be_reached_is_what_codes_reach(graph: ChannelGraph) -> None:
+    units = units_of("auto", graph, None)
+    low, high = (graph.cost(units.widths(graph, (k, k))) for k in (1, 6))
+    line = AbcOptions(max_preserve=6).check(graph, NOTHING, None)
+
+    assert line.startswith(f"macs {low.macs:,.6g} to {high.macs:,.6g}, params {low.params:,.6g} ")
+    # Less than the floor that ranking by score keeps, and a limit that bounds nothing.
+    for macs in (low.macs, 1.0):
+        AbcOptions().check(graph, PruneOptions(budget={"macs": macs}), None)
 
 
 @pytest.mark.parametrize("units", ["group", "stage"])
