@@ -14,6 +14,10 @@ from fastprune.training.progress import Progress
 
 __all__ = ["Evaluator", "search"]
 
+# So many at first without a finite loss are the recipe's fault; a few, drawn at random, may be
+# their own.
+_HOPELESS = 10
+
 
 class Evaluator(Protocol):
     """Who turns candidates into outcomes."""
@@ -47,8 +51,14 @@ def search(
 
     Raises:
         CheckpointError: the log is of another search.
-        TrainingError: all candidates that were asked about first came to no finite numbers.
+        TrainingError: the first ten candidates, or all, came to no finite numbers.
     """
+    strange = [number for number in log.trials if number >= algorithm.evaluations]
+    if strange:
+        raise CheckpointError(
+            f"trials.jsonl: has a candidate {strange[0]}, and this search ends before it; use "
+            "--fresh-search to start the search anew"
+        )
     spared = log.best.plan if log.best else None
     forget({trial.plan for trial in log} - {spared})
     title = progress.start("search", algorithm.evaluations, "candidates", done=len(log))
@@ -62,12 +72,14 @@ def search(
                     spared = best.plan
                     task.advance(1, best=best.fitness)
                 algorithm.tell(trial.number, trial.fitness)
-            if all(trial.diverged for trial in log):
-                raise TrainingError(
-                    f"method.fitness: none of the first {len(log)} candidates could be trained, "
-                    "their losses are no finite numbers; try a lower lr, warmup_epochs or "
-                    "clip_grad_norm"
-                )
+                trained = [trial for trial in log if trial.repeats is None]
+                enough = algorithm.done or len(trained) >= _HOPELESS
+                if enough and all(trial.diverged for trial in trained):
+                    raise TrainingError(
+                        f"method.fitness: none of the first {len(trained)} candidates could be "
+                        "trained, their losses are no finite numbers; try a lower lr, "
+                        "warmup_epochs or clip_grad_norm"
+                    )
     if log.best is None:
         raise ValueError("the search asked about no candidate")
     return log.best

@@ -9,7 +9,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, ClassVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fastprune.files import write_atomically
 
@@ -35,25 +37,32 @@ class Trial:
         diverged: whether its training came to numbers that are not finite; fitness is then 0.
     """
 
-    number: int
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    number: Annotated[int, Field(ge=0)]
     phase: str
     code: tuple[int, ...]
     widths: dict[str, int]
     cost: dict[str, int]
-    plan: str
-    fitness: float
+    # The name of a folder, which is removed by it.
+    plan: Annotated[str, Field(pattern=r"^\w+$")]
+    fitness: Annotated[float, Field(allow_inf_nan=False)]
     epochs: int
-    seconds: float
+    seconds: Annotated[float, Field(allow_inf_nan=False)]
     repeats: int | None = None
     stopped: bool = False
     diverged: bool = False
+
+
+_TRIAL = TypeAdapter(Trial)
 
 
 class TrialLog:
     """The trials so far, on disk.
 
     Args:
-        path: the file; what a kill left of its last line is cut off.
+        path: the file; from the first line on that is no trial, such as the part of one that a
+            kill left, or a candidate a second time, it is cut off.
 
     Attributes:
         trials: by number.
@@ -68,7 +77,7 @@ class TrialLog:
         whole = []
         for line in _lines(path):
             trial = _parsed(line)
-            if trial is None:
+            if trial is None or trial.number in self.trials:
                 break
             whole.append(line)
             self._note(trial)
@@ -113,7 +122,6 @@ def _lines(path: Path) -> list[bytes]:
 def _parsed(line: bytes) -> Trial | None:
     """None for what is not a whole line of this file."""
     try:
-        found: Any = json.loads(line) if line.endswith(b"\n") else None
-        return Trial(**{**found, "code": tuple(found["code"])})
-    except (ValueError, TypeError, KeyError):
+        return _TRIAL.validate_json(line, strict=True) if line.endswith(b"\n") else None
+    except ValidationError:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -200,9 +201,35 @@ def test_the_log_of_another_search_is_refused(tmp_path: Path) -> None:
 def test_a_search_that_only_diverges_is_refused(tmp_path: Path) -> None:
     evaluator = Fake(diverges=lambda plan: True)
     for _ in range(2):
-        with pytest.raises(TrainingError, match=r"^method\.fitness: none of the first 4 candid"):
+        with pytest.raises(TrainingError, match=r"^method\.fitness: none of the first 10 cand"):
             run(tmp_path / "t", evaluator)
-    assert len(evaluator.requests) <= 4
+    assert len(evaluator.requests) == 10
+
+
+@pytest.mark.parametrize("order", ["batched", "published"])
+def test_a_search_goes_on_where_only_the_first_ones_diverge(tmp_path: Path, order: str) -> None:
+    seen: list[str] = []
+
+    def diverges(plan: PruningPlan) -> bool:
+        seen.append(plan.digest)
+        return len(set(seen)) <= 4
+
+    best = run(tmp_path / "t", Fake(diverges=diverges), algorithm=colony(order=order))
+
+    assert best.fitness > 0
+    assert sum(trial.diverged for trial in TrialLog(tmp_path / "t")) >= 4
+
+
+def test_a_log_with_more_candidates_than_the_search_has_is_refused(tmp_path: Path) -> None:
+    run(tmp_path / "t")
+    log = TrialLog(tmp_path / "t")
+    assert log.best is not None
+    log.add(replace(log.best, number=colony().evaluations))
+
+    with pytest.raises(
+        CheckpointError, match=r"^trials\.jsonl: has a candidate \d+, .*--fresh-se"
+    ):
+        run(tmp_path / "t")
 
 
 def test_some_that_diverge_are_candidates_of_no_fitness(tmp_path: Path) -> None:

@@ -74,7 +74,24 @@ def test_a_torn_last_line_is_cut_off(tmp_path: Path, cut: int) -> None:
         b"7\n",
         b"{}\n",
         b'{"code": 5}\n',
-        json.dumps(asdict(trial(1, 1.0)) | {"more": 1}).encode() + b"\n",
+        *(
+            json.dumps(asdict(trial(1, 1.0)) | wrong).encode() + b"\n"
+            for wrong in (
+                {"more": 1},
+                {"fitness": None},
+                {"fitness": "1"},
+                {"fitness": float("nan")},
+                {"seconds": None},
+                {"number": "1"},
+                {"number": -1},
+                {"code": [1, "5"]},
+                # It names a folder to remove.
+                {"plan": "../.."},
+                {"plan": ""},
+                # A second time.
+                {"number": 0},
+            )
+        ),
     ],
 )
 def test_from_garbage_on_nothing_counts(tmp_path: Path, garbage: bytes) -> None:
