@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 
 import torch
@@ -47,7 +49,8 @@ class Crew:
         Raises:
             TrainingError: as `TrainedEvaluator.outcome`, or a process was killed.
         """
-        asked = {self._pool.submit(_work, request): request for request in requests}
+        with _without_interrupts():
+            asked = {self._pool.submit(_work, request): request for request in requests}
         self._asked = tuple(asked)
         try:
             for future in as_completed(asked):
@@ -65,6 +68,16 @@ class Crew:
             self._end.send(None)
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._end.close()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes begun inside never see ctrl-C: a terminal sends it to all, and ours ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(make: Callable[[], TrainedEvaluator], threads: int, told: Connection) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -71,6 +73,10 @@ def test_processes_end_with_the_one_that_made_them(told: Told) -> None:
     process, lines = told
     pids = lines[-1]["pids"]
     assert len(pids) == 2
+    # A terminal sends ctrl-C to all of them; it is the one that made them that ends them.
+    for pid in pids:
+        os.kill(pid, signal.SIGINT)
+    time.sleep(0.3)
     assert all(alive(pid) for pid in pids)
     process.kill()
     process.wait()
