@@ -18,6 +18,7 @@ from fastprune.errors import ConfigError, FastpruneError
 __all__ = ["app"]
 
 _GOES_ON = ("run", "prune")
+_ANEW = ("--fresh", "--fresh-search")
 
 
 class _Commands(TyperGroup):
@@ -32,14 +33,15 @@ class _Commands(TyperGroup):
                 print(f"fastprune: error: {line}", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            hint = "; the same command goes on from here" if _command(ctx) in _GOES_ON else ""
-            print(f"fastprune: interrupted{hint}", file=sys.stderr)
+            print(f"fastprune: interrupted{_how_to_go_on(ctx)}", file=sys.stderr)
             raise typer.Exit(130) from None
 
 
-def _command(ctx: Any) -> str | None:
-    name: str | None = ctx.invoked_subcommand
-    return name
+def _how_to_go_on(ctx: Any) -> str:
+    if ctx.invoked_subcommand not in _GOES_ON:
+        return ""
+    anew = next((f" without {word}" for word in sys.argv if word in _ANEW), "")
+    return f"; the same command{anew} goes on from here"
 
 
 app = typer.Typer(

@@ -429,6 +429,21 @@ def test_control_c_says_how_to_go_on(config: Path, tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("word", ["--fresh", "--fresh-search"])
+def test_control_c_names_the_word_that_would_begin_anew(
+    word: str, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastprune.config.load_config", interrupted)
+    monkeypatch.setattr(sys, "argv", ["fastprune", "run", str(config), word])
+    code, _, err = call("run", config, word)
+
+    assert code == 130
+    assert err.endswith(f"; the same command without {word} goes on from here\n")
+
+
 def test_doctor_measures_pipelines(tmp_path: Path) -> None:
     config = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
     found = answer("doctor", "--data", config, "data.train_limit=64", "data.test_limit=64")
