@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
+from fastprune.criteria import Scores
 from fastprune.data import Placement
 from fastprune.errors import FastpruneError, PlanError
 from fastprune.graph import ChannelGraph, PruningPlan, trace
@@ -32,7 +33,7 @@ from fastprune.methods._inherit import channel_order, check_rule, plan_of
 from fastprune.methods._search import Evaluator, search
 from fastprune.methods._trials import TrialLog
 from fastprune.search import BeeColony, RandomSearch, SearchAlgorithm
-from fastprune.training import TrainingOptions
+from fastprune.training import TrainingOptions, checkpoint
 from fastprune.training._crew import Crew
 from fastprune.training._estimate import epoch_seconds
 from fastprune.training.evaluator import FitnessOptions, TrainedEvaluator
@@ -41,6 +42,7 @@ from fastprune.training.progress import duration
 __all__ = ["AbcOptions", "abc"]
 
 TRIALS = "trials.jsonl"
+ORDER = "order.pt"
 
 
 class AbcOptions(MethodOptions):
@@ -233,15 +235,27 @@ def _code(given: Any) -> Any:
         raise ValueError(str(error).removeprefix("code: ")) from None
 
 
-def _order(context: MethodContext, options: AbcOptions) -> Any:
+def _order(context: MethodContext, options: AbcOptions) -> Scores:
+    """Scores of channels, the same for the whole search.
+
+    Kept, since a criterion that looks at data may rank otherwise when the search goes on: on a
+    GPU, or with images read in another way. Codes would then mean other networks.
+    """
+    kept = context.directory / ORDER
+    if kept.is_file():
+        return checkpoint.read(kept)
     placement = Placement(context.device)
     batches = islice(context.splits.train.epoch(0, placement=placement), options.batches)
-    return channel_order(
+    scores = channel_order(
         options.inherit, context.model, context.graph, seed=context.seed, batches=batches
     )
+    checkpoint.write(kept, {name: tensor.cpu() for name, tensor in scores.items()})
+    return scores
 
 
-def _plan(context: MethodContext, units: Units, order: Any, code: tuple[int, ...]) -> PruningPlan:
+def _plan(
+    context: MethodContext, units: Units, order: Scores, code: tuple[int, ...]
+) -> PruningPlan:
     return plan_of(context.graph, units.widths(context.graph, code), order)
 
 

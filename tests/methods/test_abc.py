@@ -303,6 +303,23 @@ def test_a_search_is_the_same_with_the_memo_of_another_seed_not(tmp_path: Path) 
     assert codes[0] == codes[1] != codes[2]
 
 
+def test_a_search_that_goes_on_inherits_as_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, trials, _ = searched(tmp_path, inherit="taylor")
+    file = tmp_path / "trials.jsonl"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:4]))
+
+    def others(*_: Any, **__: Any) -> None:
+        raise AssertionError("ranked again")
+
+    monkeypatch.setattr("fastprune.methods.abc.channel_order", others)
+    again, trials_again, _ = searched(tmp_path, inherit="taylor")
+
+    assert again.plan == result.plan
+    assert [t.fitness for t in trials_again] == [t.fitness for t in trials]
+
+
 def test_what_a_number_of_a_code_governs(graph: ChannelGraph) -> None:
     def table(graph: ChannelGraph) -> Any:
         return units_by_name(graph, r"(conv1)")
