@@ -45,7 +45,7 @@ def write_atomically(
 def write_json(path: Path, content: Any) -> None:
     """``content`` as indented JSON with a final newline, written atomically."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path, text.encode())
+    write_atomically(path, _encoded(text))
 
 
 @contextmanager
@@ -78,7 +78,12 @@ def sha256_of(path: Path) -> str:
 def digest_of(content: Any) -> str:
     """Hex SHA-256 of plain data, the same however its mappings are ordered."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_encoded(text)).hexdigest()
+
+
+def _encoded(text: str) -> bytes:
+    """JSON in UTF-8; of file names that are none, the odd bytes escaped as JSON has it."""
+    return text.encode(errors="backslashreplace")
 
 
 def _sync(path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,15 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path
 
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_json_has_names_that_are_no_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\\\xff\xfe\xc3\xa9.jpg")
+    write_json(tmp_path / "a", {"bad": [name]})
+
+    assert json.loads((tmp_path / "a").read_text("utf-8")) == {"bad": [name]}
+    assert "é" in (tmp_path / "a").read_text("utf-8")
+    assert digest_of([name]) != digest_of([name.replace("\udcff", "\udcfe")])
 
 
 def test_json_refuses_what_no_other_reader_takes(tmp_path: Path) -> None:

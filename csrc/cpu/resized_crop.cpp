@@ -199,7 +199,10 @@ void check(const Job& job, std::int64_t batch) {
                                     std::to_string(image));
         }
         const std::int64_t start = job.starts[image], height = job.sizes[2 * image], width = job.sizes[2 * image + 1];
-        if (start < 0 || height < 0 || width < 0 || kChannels * height * width > job.bytes - start) {
+        // Divided, since the product of heights and widths of 31 bits and of channels may be of 64.
+        const bool inside_set = start >= 0 && start <= job.bytes && height >= 0 && width >= 0 &&
+                                height * width <= (job.bytes - start) / kChannels;
+        if (!inside_set) {
             throw std::invalid_argument(at("starts", image) + "an image of " + std::to_string(height) + " × " +
                                         std::to_string(width) + " from byte " + std::to_string(start) +
                                         " on is not inside the " + std::to_string(job.bytes) + " bytes of pixels");

@@ -112,3 +112,15 @@ class DataOptions(Options):
         "where the network is, those of image folders decoded once. Dali: NVIDIA DALI, an extra. "
         "Torchvision: worker processes.",
     )
+
+    @field_validator("root", "cache")
+    @classmethod
+    def _somewhere(cls, given: Path | Literal[False] | None) -> Path | Literal[False] | None:
+        if isinstance(given, Path):
+            try:
+                given.expanduser()
+            except RuntimeError:
+                raise ValueError(
+                    f"expected a folder; {given.parts[0]} is nobody's home folder; got {given}"
+                ) from None
+        return given

@@ -185,6 +185,7 @@ class Feed:
         cache: folder for decoded images; None keeps none.
         cache_limit: bytes that all sets may take there.
         cache_taken: of these, what other sets of the same run take.
+        cache_unwritten: of these again, what is not on disk yet.
         rank: which part of the images it feeds, of ``world``.
         world: how many such parts there are.
     """
@@ -203,5 +204,6 @@ class Feed:
     cache: Path | None = None
     cache_limit: int = 8 * 10**9
     cache_taken: int = 0
+    cache_unwritten: int = 0
     rank: int = 0
     world: int = 1

@@ -113,25 +113,28 @@ def unsupported(feed: Feed) -> str | None:
     if not isinstance(feed.source, Files) or not isinstance(feed.transform, ResizedCrop):
         return "its images are in memory"
     if feed.cache is None:
-        return "data.cache is false"
+        return "data.cache is false, or null where there is no home folder"
     wanted = needed(feed)
     if wanted.bytes + feed.cache_taken > feed.cache_limit:
-        taken = feed.cache_taken / 1e9
-        beside = f" beside {taken:.3g} GB of this run's other sets" if taken else ""
         return (
-            f"its decoded images would take {wanted}{beside}, and "
+            f"its decoded images would take {wanted}{_beside(feed.cache_taken)}, and "
             f"data.cache_limit={feed.cache_limit / 1e9:g}"
         )
-    folder = next(f for f in (feed.cache, *feed.cache.absolute().parents) if f.exists())
+    # Not Path.exists, which raises where a folder may not be looked into.
+    folder = next(f for f in (feed.cache, *feed.cache.absolute().parents) if os.path.exists(f))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         return f"data.cache={feed.cache} cannot be written to"
     free = shutil.disk_usage(folder).free
-    if wanted.bytes > free and not place_of(feed).path.exists():
+    if wanted.bytes + feed.cache_unwritten > free and not place_of(feed).path.exists():
         return (
-            f"its decoded images would take {wanted}, and {free / 1e9:.3g} GB are "
-            f"free at data.cache={feed.cache}"
+            f"its decoded images would take {wanted}{_beside(feed.cache_unwritten)}, and "
+            f"{free / 1e9:.3g} GB are free at data.cache={feed.cache}"
         )
     return None
+
+
+def _beside(taken: int) -> str:
+    return f" beside {taken / 1e9:.3g} GB of this run's other sets" if taken else ""
 
 
 def place_of(feed: Feed) -> Place:

@@ -73,12 +73,14 @@ def _sharing_room(found: dict[str, Feed]) -> dict[str, Feed]:
 
     Images for evaluation come first: they are looked at most often, and take less.
     """
-    taken, shared = 0, dict(found)
+    taken, unwritten, shared = 0, 0, dict(found)
     for part in sorted(found, key=lambda part: found[part].shuffle):
-        feed = shared[part] = replace(found[part], cache_taken=taken)
+        feed = replace(found[part], cache_taken=taken, cache_unwritten=unwritten)
+        shared[part] = feed
         # Nothing comes after those for training, so nobody asks how much they take.
         if not feed.shuffle and _room.unsupported(feed) is None:
             taken += _room.needed(feed).bytes
+            unwritten += 0 if _room.place_of(feed).path.exists() else _room.needed(feed).bytes
     return shared
 
 
@@ -165,11 +167,14 @@ def _feed(
 
 
 def _cache(options: DataOptions) -> Path | None:
-    """The folder of decoded images."""
+    """The folder of decoded images; None where there is to be none, or no home folder."""
     if options.cache is False:
         return None
     if options.cache is not None:
         return options.cache.expanduser()
     # Where it is not absolute, the XDG specification has it left out of account.
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (given if given.is_absolute() else Path.home() / ".cache") / "fastprune"
+    if not given.is_absolute():
+        # Not Path.home, which raises for a user who has none, as many in a container.
+        given = Path(os.path.expanduser("~/.cache"))
+    return given / "fastprune" if given.is_absolute() else None

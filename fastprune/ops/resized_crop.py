@@ -55,6 +55,11 @@ def _reference(
         if not 0 <= image < len(starts):
             raise IndexError(f"images[{place}]: expected 0 to {len(starts) - 1}, got {image}")
         start, (height, width) = int(starts[image]), sizes[image].tolist()
+        if min(start, height, width) < 0 or start + 3 * height * width > len(pixels):
+            raise ValueError(
+                f"starts[{image}]: an image of {height} × {width} from byte {start} on is not "
+                f"inside the {len(pixels)} bytes of pixels"
+            )
         whole = pixels[start : start + 3 * height * width].view(height, width, 3)
         top, left, high, wide, flip = boxes[place].tolist()
         if min(top, left) < 0 or min(high, wide) < 1 or top + high > height or left + wide > width:

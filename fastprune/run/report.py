@@ -195,7 +195,8 @@ def channel_facts(graph: ChannelGraph) -> dict[str, Any]:
 
 def print_report(report: Mapping[str, Any]) -> None:
     """The report as tables on standard output."""
-    console = Console(highlight=False)
+    # No markup: names of files, and commands, have brackets of their own.
+    console = Console(highlight=False, markup=False)
     title = f"{report['model']} on {report['dataset']}, {report['method']}, seed {report['seed']}"
     console.print(title, style="bold")
     cost, latency = report["cost"], report["latency"]
@@ -272,7 +273,7 @@ def _print_unprunable(console: Console, rows: Sequence[Mapping[str, Any]]) -> No
 
 def print_counts(counts: Mapping[str, Any]) -> None:
     """What `fastprune count` found."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     shape = "x".join(str(n) for n in counts["input"])
     console.print(f"{counts['model']}, input {shape}, counting {counts['counting']}")
     if "code" in counts:

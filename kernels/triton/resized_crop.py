@@ -64,7 +64,9 @@ def resized_crop_tiles(
     high = tl.load(boxes_ptr + 5 * place + 2)
     wide = tl.load(boxes_ptr + 5 * place + 3)
     flip = tl.load(boxes_ptr + 5 * place + 4)
-    there = there & (start >= 0) & (height * width * 3 <= bytes - start)
+    # Divided, since the product of heights and widths of 31 bits and of channels may be of 64.
+    there = there & (start >= 0) & (start <= bytes) & (height >= 0) & (width >= 0)
+    there = there & (height * width <= (bytes - start) // 3)
     there = there & (top >= 0) & (left >= 0) & (high > 0) & (wide > 0)
     there = there & (top + high <= height) & (left + wide <= width)
     # A part that is none is passed over, not read for as long as its sizes say.

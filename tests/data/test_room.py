@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from image_files import feed_of, labels_of, listed, photographs
 from PIL import Image
+from pydantic import ValidationError
 
 from fastprune.data import DataOptions, Feed, ResizedCrop, choice, load
 from fastprune.data._choice import open_pipeline
@@ -124,6 +128,62 @@ def test_the_sets_of_a_run_share_the_room(root: Path) -> None:
     assert "beside" in (unsupported(shared["train"]) or "")
     with pytest.raises(DataError, match=r"beside .* of this run's other sets"):
         load(options(root, cache_limit=(most - 1) / 1e9, pipeline="device"), 0)
+
+
+def test_the_sets_of_a_run_share_what_is_free_on_the_disk(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, _ = feeds(options(root), 0)
+    evaluated = found["train"].cache_taken
+    assert found["train"].cache_unwritten == evaluated
+    wanted = needed(found["train"]).bytes
+    free = evaluated + wanted
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert unsupported(found["train"]) is None
+    free -= 1
+    assert "GB of this run's other sets, and 0.0" in (unsupported(found["train"]) or "")
+    # What lies there already takes nothing of what is free.
+    for pipeline in load(options(root), 0).parts.values():
+        if pipeline.kind == "device":
+            labels_of(pipeline, 0)
+    free = wanted
+    shared, _ = feeds(options(root), 0)
+    assert (shared["train"].cache_taken, shared["train"].cache_unwritten) == (evaluated, 0)
+    assert unsupported(shared["train"]) is None
+
+
+def test_a_folder_that_may_not_be_looked_into_is_said(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, stat = tmp_path / "closed", os.stat
+
+    # As for who is not root, whom nothing is denied to.
+    def denied(path: Any, **given: Any) -> Any:
+        if closed in Path(os.fsdecode(path)).parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **given)
+
+    closed.mkdir()
+    monkeypatch.setattr(os, "stat", denied)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed)
+    reason = unsupported(training(folder, closed / "a" / "b"))
+    assert reason == f"data.cache={closed / 'a' / 'b'} cannot be written to"
+
+
+def test_where_there_is_no_home_folder_nothing_is_kept(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    found, _ = feeds(options(root, cache=None), 0)
+    assert {feed.cache for feed in found.values()} == {None}
+    assert (
+        unsupported(found["test"]) == "data.cache is false, or null where there is no home folder"
+    )
+    for field in ("root", "cache"):
+        with pytest.raises(ValidationError, match="~nosuchuser is nobody's home folder"):
+            DataOptions(**{field: "~nosuchuser/images"})
 
 
 def test_no_set_of_a_run_displaces_another(root: Path) -> None:

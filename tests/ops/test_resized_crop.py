@@ -64,9 +64,28 @@ def test_an_image_that_is_not_there(wrong: int) -> None:
             resized_crop(**given(images=images))
 
 
-def test_an_image_outside_the_set() -> None:
-    with pytest.raises(ValueError, match=r"starts\[0\]: an image of 20 × 31 from byte -1 on"):
-        resized_crop(**given(starts=given()["starts"] - 1))
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("first", [-1, 2**63 - 1])
+def test_an_image_outside_the_set(backend: str, first: int) -> None:
+    starts = given()["starts"].clone()
+    starts[0] = first
+    words = rf"starts\[0\]: an image of 20 × 31 from byte {first} on is not inside"
+    with use_backend(backend), pytest.raises(ValueError, match=words):
+        resized_crop(**given(starts=starts))
+
+
+LARGE = 2**31 - 1
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("size", [(LARGE, LARGE), (LARGE, LARGE // 2), (-20, -31)])
+def test_an_image_larger_than_the_set(backend: str, size: tuple[int, int]) -> None:
+    # Three times the first is no number of 64 bits.
+    sizes = given()["sizes"].clone()
+    sizes[0] = torch.tensor(size)
+    words = rf"starts\[0\]: an image of {size[0]} × {size[1]} from byte 0 on is not inside"
+    with use_backend(backend), pytest.raises(ValueError, match=words):
+        resized_crop(**given(sizes=sizes))
 
 
 def test_errors() -> None:
@@ -93,3 +112,8 @@ def test_what_is_not_there_is_nan_on_a_gpu() -> None:
     found = resized_crop(**{**good, "images": images.cuda(), "boxes": boxes.cuda()})
     assert found.isnan().flatten(1).all(1).tolist() == [True, True, True, False]
     assert not found[3].isnan().any()
+    for size in ((LARGE, LARGE), (LARGE, LARGE // 2), (-20, -31)):
+        sizes = good["sizes"].clone()
+        sizes[0] = torch.tensor(size)
+        found = resized_crop(**{**good, "sizes": sizes})
+        assert found.isnan().flatten(1).all(1).tolist() == [True, False, False, False]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import nn
 from fastprune.config import make_config
 from fastprune.errors import DataError
 from fastprune.run import pipeline
+from fastprune.run.report import print_report
 
 
 class Tiny(nn.Sequential):
@@ -83,6 +86,31 @@ def test_a_run_counts_and_names_what_it_left_out(root: Path, tmp_path: Path) -> 
     assert warning.startswith("2 image files could not be read and were left out: ")
     assert "ants/03.png" in warning
     assert "bees/05.png" in warning
+
+
+def test_files_of_any_name_are_named(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = os.fsdecode(b"\xff[red].png")
+    (root / "val" / "bees" / "05.png").rename(root / "val" / "bees" / odd)
+    given = config(root, max_bad_images=1)
+    run(given, tmp_path / "run")
+    # Out of the files of its stages.
+    report = run(given, tmp_path / "run")
+    (warning,) = (text for text in report["warnings"] if "could not be read" in text)
+    assert f"bees/{odd}" in warning
+    shown = {**report, "warnings": [warning.replace("\udcff", "")]}
+    print_report(shown)
+    assert "bees/[red].png" in capsys.readouterr().out
+    # The whole command line, where standard output takes UTF-8 alone.
+    script = "import sys; from fastprune import cli; cli.app = lambda **_: print(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{script}; from fastprune.__main__ import main; main()", odd],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == b"\\udcff[red].png\n"
 
 
 def test_a_run_goes_on_only_with_the_images_it_began_with(root: Path, tmp_path: Path) -> None:
