@@ -61,7 +61,8 @@ def _split(union: Union, order: Sequence[int], limit: int) -> list[Schedule]:
 
 
 def _schedule(union: Union, order: Sequence[int]) -> Schedule:
-    nodes, turn = [], {}
+    nodes: list[int] = []
+    turn: dict[int, int] = {}
     for candidate in order:
         for node in union.paths[candidate]:
             if node not in turn:

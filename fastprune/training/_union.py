@@ -1,8 +1,8 @@
 """Many networks of one family as one graph: a step that several have in common is there once.
 
 Two steps are the same where they call the same function with the same plain arguments on the same
-weights and on results of the same steps. All that a step's result depends on is in its key, so what
-is computed once for several networks is what each would have computed alone.
+weights and on results of the same steps. All that a step's result depends on is in its key, so
+what is computed once for several networks is what each would have computed alone.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Ref(NamedTuple):
 class Weight(NamedTuple):
     """A tensor that no step makes: its place in `Union.weights`."""
 
-    index: int
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +182,9 @@ class _Builder:
 
     def _weight(self, key: Hashable, tensor: Tensor) -> Weight:
         found = self._weight_of.setdefault(key, Weight(len(self.weights)))
-        if found.index == len(self.weights):
+        if found.place == len(self.weights):
             self.weights.append(tensor)
-        elif self.weights[found.index].shape != tensor.shape:
+        elif self.weights[found.place].shape != tensor.shape:
             raise ValueError(f"weights of key {key!r} have two shapes")
         return found
 

@@ -195,7 +195,7 @@ class SharedEvaluator:
             if kind is Ref:
                 return held[tree.node][tree.position]
             if kind is Weight:
-                return weights[tree.index]
+                return weights[tree.place]
             if kind is tuple:
                 return tuple([filled(item) for item in tree])
             return tree
