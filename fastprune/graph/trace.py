@@ -130,7 +130,12 @@ def _inputs(example: Example) -> tuple[Any, ...]:
 
 
 def trace_program(
-    model: nn.Module, example: Example, *, training: bool = False, held: Scan | None = None
+    model: nn.Module,
+    example: Example,
+    *,
+    training: bool = False,
+    whole: bool = False,
+    held: Scan | None = None,
 ) -> Program:
     """What ``model`` does with ``example``, as a Program.
 
@@ -140,6 +145,7 @@ def trace_program(
         example: the input tensor, or a tuple of the positional arguments. Only shapes, dtypes and
             devices matter; of tensors with a batch of several, a batch of one is traced.
         training: run the modules in training mode instead (auxiliary heads).
+        whole: trace the batch as it is, and not one of one; sizes are then those of this batch.
         held: :func:`scan` of the model, where the caller has it already.
 
     Raises:
@@ -148,6 +154,8 @@ def trace_program(
     if held is None:
         held = scan(model)
     items = _inputs(example)
+    if whole:
+        return _run(model, items, held, training)
     one = tuple(_batch_of_one(item) for item in items)
     try:
         return _run(model, one, held, training)
