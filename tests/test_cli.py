@@ -408,7 +408,10 @@ def test_bugs_keep_their_traceback(config: Path, monkeypatch: pytest.MonkeyPatch
         call("run", config)
 
 
-def test_control_c_says_how_to_go_on(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(
+    ended_by: signal.Signals, config: Path, tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "fastprune", "run", str(config), "--out", str(tmp_path / "a")]
     process = subprocess.Popen(
         [*command, "baseline.epochs=100000"],
@@ -421,12 +424,18 @@ def test_control_c_says_how_to_go_on(config: Path, tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, ended_by)
     _, err = process.communicate(timeout=60)
 
     assert process.returncode == 130
     assert err.splitlines()[-1] == "fastprune: interrupted; the same command goes on from here"
     assert "Traceback" not in err
+
+
+def test_a_path_that_holds_no_network_is_said(tmp_path: Path) -> None:
+    code, _, err = call("evaluate", tmp_path / "nope")
+    assert code == 2
+    assert f"{tmp_path / 'nope'}: there is no saved network and no run directory" in err
 
 
 @pytest.mark.parametrize("word", ["--fresh", "--fresh-search"])

@@ -351,11 +351,13 @@ def _estimate(
         source = f"as the {len(trained)} trained so far took"
     else:
         epoch = epoch_seconds(context.model, train, options.recipe, context.device)
-        each = epoch * options.calfitness_epoch
+        measured = context.splits.parts[options.fitness_split]
+        # A forward pass is about a third of a training step.
+        each = epoch * (options.calfitness_epoch + measured.images / train.images / 3)
         source = f"an epoch of the unpruned network takes {epoch:.3g} s here"
     if left:
         context.progress.note(
             f"search: {left} candidates at most, each trained for {options.calfitness_epoch} "
             f"epochs of {train.images:,} images: about {duration(left * each / options.parallel)} "
-            f"at most ({source})"
+            f"({source})"
         )

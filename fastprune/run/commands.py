@@ -148,10 +148,11 @@ def evaluate(
     """
     if split not in ("test", "validation", "train"):
         raise ConfigError(f"--split: expected test, validation or train, got {split!r}")
+    is_saved = _is_saved(model)
     where = device_of(device)
     set_threads(threads)
     given = _data_options(model, data, root, data_options, normalization)
-    if _is_saved(model):
+    if is_saved:
         if weights is not None or num_classes is not None or model_options:
             raise ConfigError(f"{model}: is a saved network and has its own weights and options")
         stem, description = artifact.describe(model)
@@ -176,7 +177,7 @@ def evaluate(
         given = given.model_copy(update={"normalization": choice.normalization})
     progress = choose_progress(quiet=quiet)
     pipeline, info = _pipeline(given, split, seed, progress)
-    if not _is_saved(model):
+    if not is_saved:
         network, message = build_network(
             options, num_classes or info.num_classes, seed=seed, weights=weights
         )
@@ -336,7 +337,10 @@ def _is_saved(model: str) -> bool:
     """Whether MODEL is the path of a saved network or run directory, not a network's name."""
     path = Path(model)
     suffixed = path.suffix in (".safetensors", ".json")
-    return path.is_dir() or suffixed or path.with_name(path.name + ".json").is_file()
+    saved = path.is_dir() or suffixed or path.with_name(path.name + ".json").is_file()
+    if not saved and len(path.parts) > 1 and ":" not in model:
+        raise ConfigError(f"{model}: there is no saved network and no run directory")
+    return saved
 
 
 def _data_options(

@@ -74,7 +74,8 @@ class StageRecord:
         inputs: digest of all that it was made from.
         results: figures and facts; plain data, the same on every machine-equal repetition.
         files: name of each file it wrote -> SHA-256.
-        seconds: time it took in the process that finished it.
+        seconds: time it took, in all processes that worked on it but those that were killed.
+        kills: how many were.
         bad_images: image files that had been left out by its end, in that process.
     """
 
@@ -83,6 +84,7 @@ class StageRecord:
     results: dict[str, Any]
     files: dict[str, str]
     seconds: float
+    kills: int = 0
     bad_images: tuple[str, ...] = ()
 
     @property
@@ -211,11 +213,21 @@ class RunDirectory:
         """A folder for the checkpoints of a stage; emptied when it is from other inputs."""
         folder = self.path / _WORK / stage
         mark = folder / _INPUTS
-        if _read_json(mark) != {"inputs": inputs}:
+        before = _read_json(mark)
+        if not isinstance(before, dict) or before.get("inputs") != inputs:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            write_json(mark, {"inputs": inputs})
+            before = {"inputs": inputs}
+        write_json(mark, {**before, "starts": before.get("starts", 0) + 1})
         return folder
+
+    def leave(self, stage: str, seconds: float) -> None:
+        """Writes down that a process ended before the stage did, and how long it worked on it."""
+        mark = self.path / _WORK / stage / _INPUTS
+        before = _read_json(mark)
+        if isinstance(before, dict):
+            spent = before.get("seconds", 0.0) + seconds
+            write_json(mark, {**before, "ends": before.get("ends", 0) + 1, "seconds": spent})
 
     def finished(self, stage: str, inputs: str) -> tuple[StageRecord | None, str | None]:
         """The record of a stage if its result still stands, or why an old one does not."""
@@ -250,7 +262,11 @@ class RunDirectory:
         sums = {str(file.relative_to(self.path)): sha256_of(file) for file in files}
         # Through JSON and back, so that a stage sees the same whether it goes on or starts again.
         plain = json.loads(json.dumps(results))
-        record = StageRecord(stage, inputs, plain, sums, round(seconds, 3), bad_images)
+        before = _read_json(self.path / _WORK / stage / _INPUTS) or {}
+        kills = before.get("starts", 1) - before.get("ends", 0) - 1
+        self.leave(stage, seconds)
+        seconds = round(before.get("seconds", 0.0) + seconds, 3)
+        record = StageRecord(stage, inputs, plain, sums, seconds, kills, bad_images)
         (self.path / _RECORDS).mkdir(exist_ok=True)
         write_json(self.path / _RECORDS / f"{stage}.json", asdict(record))
         return record

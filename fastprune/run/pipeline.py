@@ -151,7 +151,11 @@ class _Run:
             self.say(f"{name}: again, since {why}" if why else name)
             torch.manual_seed(self.config.seed)
             start = time.perf_counter()
-            results, files = make(self.directory.work(name, key))
+            try:
+                results, files = make(self.directory.work(name, key))
+            except BaseException:
+                self.directory.leave(name, time.perf_counter() - start)
+                raise
             seconds = time.perf_counter() - start
             record = self.directory.finish(
                 name, key, results, files, seconds, bad_images=self.bad_images()

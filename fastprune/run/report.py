@@ -32,6 +32,9 @@ __all__ = [
 ]
 
 _WARM_UP = 3
+_STEADY = 0.25
+"""Spread from which on a latency is worth little."""
+
 _SHOWN = 8
 
 
@@ -50,7 +53,7 @@ def build_report(
     command: str,
     directory: Path,
 ) -> dict[str, Any]:
-    """The content of report.json; all but latency, seconds and warnings repeats exactly."""
+    """The content of report.json; all but latency, seconds, kills and warnings repeats exactly."""
     full, small = graph.cost().to_dict(), records["prune"].results["cost"]
     latency = None
     if config.latency.repeats:
@@ -95,6 +98,7 @@ def build_report(
         "notes": records["plan"].results["notes"],
         "warnings": [*_warnings(latency, config), *_left_out(records)],
         "seconds": {name: record.seconds for name, record in records.items()},
+        "kills": {name: record.kills for name, record in records.items() if record.kills},
         "command": command or f"fastprune run {directory}/config.yaml --out {directory}",
         "directory": str(directory),
     }
@@ -130,7 +134,14 @@ def interleaved_latency(
         "unpruned_ms": round(before, 4),
         "pruned_ms": round(after, 4),
         "speedup": round(before / after, 3),
+        "spread": round(max(_spread(found) for found in times.values()), 3),
     }
+
+
+def _spread(times: Sequence[float]) -> float:
+    """Distance between the quartiles as a share of the median."""
+    low, middle, high = statistics.quantiles(times, n=4) if len(times) > 1 else (1.0, 1.0, 1.0)
+    return (high - low) / middle
 
 
 def _timed(network: nn.Module, inputs: torch.Tensor) -> float:
@@ -144,14 +155,23 @@ def _timed(network: nn.Module, inputs: torch.Tensor) -> float:
 
 
 def _warnings(latency: Mapping[str, Any] | None, config: RunConfig) -> list[str]:
-    if latency is None or latency["speedup"] > 1:
+    if latency is None:
         return []
-    aligned = config.prune.round_to % 8 == 0
-    hint = "" if aligned else "; widths in multiples often are: prune.round_to=8"
-    return [
-        f"the pruned network is not faster on this device "
-        f"({latency['pruned_ms']} ms, unpruned {latency['unpruned_ms']} ms){hint}"
-    ]
+    found = []
+    if latency["speedup"] <= 1:
+        aligned = config.prune.round_to % 8 == 0
+        hint = "" if aligned else "; widths in multiples often are: prune.round_to=8"
+        found.append(
+            f"the pruned network is not faster on this device "
+            f"({latency['pruned_ms']} ms, unpruned {latency['unpruned_ms']} ms){hint}"
+        )
+    if latency["spread"] > _STEADY:
+        found.append(
+            f"half of the measured times differ by {latency['spread']:.0%} of their median, so "
+            "the latencies are rough: something else is using this machine; latency.repeats takes "
+            "more of them"
+        )
+    return found
 
 
 def _left_out(records: Mapping[str, StageRecord]) -> list[str]:
@@ -239,7 +259,10 @@ def print_report(report: Mapping[str, Any]) -> None:
     if report["narrowest"]:
         console.print(table)
     _print_unprunable(console, report["unprunable"])
-    seconds = ", ".join(f"{name} {took:.1f} s" for name, took in report["seconds"].items())
+    seconds = ", ".join(
+        f"{name} {'at least ' if name in report['kills'] else ''}{took:.1f} s"
+        for name, took in report["seconds"].items()
+    )
     console.print(f"time: {seconds}", soft_wrap=True)
     for warning in report["warnings"]:
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True)

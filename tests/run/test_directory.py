@@ -54,6 +54,22 @@ def test_times_do_not_enter_a_records_digest(tmp_path: Path) -> None:
         assert slow.digest == quick.digest
 
 
+def test_times_of_all_processes_add_up_and_kills_are_counted(tmp_path: Path) -> None:
+    with open_directory(tmp_path, config()) as directory:
+        directory.work("plan", "inputs")
+        directory.leave("plan", 3.0)
+        # This one is killed: it leaves nothing.
+        directory.work("plan", "inputs")
+        directory.work("plan", "inputs")
+        record = directory.finish("plan", "inputs", {}, (), 2.0)
+        assert (record.seconds, record.kills) == (5.0, 1)
+        assert directory.finished("plan", "inputs") == (record, None)
+
+        directory.work("plan", "others")
+        record = directory.finish("plan", "others", {}, (), 2.0)
+        assert (record.seconds, record.kills) == (2.0, 0)
+
+
 def test_checkpoints_of_other_inputs_are_thrown_away(tmp_path: Path) -> None:
     with open_directory(tmp_path, config()) as directory:
         work = directory.work("baseline", "inputs")

@@ -44,7 +44,7 @@ SELECTED = SLIMMING | {"model": {"name": "preresnet164_cifar", "options": {"dept
 SCRATCH = SLIMMING | {"method": SLIMMING["method"] | {"scratch": "B"}, "finetune": None}
 
 # What differs from one repetition to the next.
-MEASURED = ("latency", "seconds", "warnings", "command", "directory")
+MEASURED = ("latency", "seconds", "kills", "warnings", "command", "directory")
 
 
 def config(given: dict[str, Any]) -> RunConfig:

@@ -29,6 +29,7 @@ def test_latency_is_the_median_of_runs_in_turns() -> None:
     assert slow.calls == quick.calls == 8
     assert found["unpruned_ms"] >= 10
     assert 2 <= found["pruned_ms"] < 10
+    assert found["spread"] >= 0
     assert found["speedup"] == pytest.approx(found["unpruned_ms"] / found["pruned_ms"], rel=1e-2)
     assert (found["batch_size"], found["repeats"], found["device"]) == (2, 5, "cpu")
 

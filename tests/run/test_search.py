@@ -46,7 +46,7 @@ GIVEN: dict[str, Any] = {
 }
 RACING = GIVEN | {"method": GIVEN["method"] | {"racing": True, "order": "published"}}
 ONE_SHOT = GIVEN | {"method": "one_shot", "prune": {"budget": {"macs": 0.5}}}
-MEASURED = ("latency", "seconds", "warnings", "command", "directory")
+MEASURED = ("latency", "seconds", "kills", "warnings", "command", "directory")
 RESULTS = (
     "baseline.safetensors",
     "plan.json",
