@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -282,3 +283,19 @@ def test_the_configurations_that_come_with_it_are_valid(path: Path) -> None:
     config = load_config(path)
 
     assert load_config(path) == config
+
+
+def commented_overrides() -> list[Any]:
+    """Configurations, and overrides that their comments offer."""
+    found = []
+    for file in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")):
+        comment = "\n".join(re.findall(r"^# ?(.*)$", file.read_text(), re.MULTILINE)) + "\n"
+        offers = re.findall(r"^(?:Shortened|.*recipe): (.*\n(?:  .*\n)*)", comment, re.MULTILINE)
+        found += [pytest.param(file, offer.split(), id=file.stem) for offer in offers]
+    return found
+
+
+@pytest.mark.parametrize(("file", "overrides"), commented_overrides())
+def test_overrides_that_comments_offer_are_valid(file: Path, overrides: list[str]) -> None:
+    assert all("=" in override for override in overrides)
+    load_config(file, overrides)
