@@ -93,8 +93,7 @@ class TrainedEvaluator:
         progress: shows each training.
 
     Raises:
-        TrainingError: fitness is to be measured on validation images and there are none, or the
-            recipe looks at them.
+        TrainingError: fitness is to be measured on validation images and there are none.
     """
 
     def __init__(
