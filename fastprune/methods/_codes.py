@@ -94,7 +94,7 @@ def space_of(highest: int, graph: ChannelGraph, budget: Limits, units: Units) ->
         return within(graph, budget, widths) & (widths < whole).any(1)
 
     try:
-        return Space((1,) * size, (highest,) * size, feasible)
+        return Space((1,) * size, (highest,) * size, feasible, fill=bool(budget))
     except BudgetError:
         asked = ", ".join(f"{metric} {limit:g}" for metric, limit in (budget or {}).items())
         raise BudgetError(

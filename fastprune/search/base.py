@@ -26,6 +26,7 @@ class Space:
         high: largest value of each.
         feasible: codes ``[K, D]`` (int64) -> ``[K]`` (bool), which of them are within budget; None
             where all are. Lowering a code must not take it out of the budget.
+        fill: whether codes are to use the budget up: `repair` raises each for as long as it fits.
 
     Raises:
         ValueError: no dimension, bounds of unequal length, or a low above its high.
@@ -35,6 +36,7 @@ class Space:
     low: tuple[int, ...]
     high: tuple[int, ...]
     feasible: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None
+    fill: bool = False
 
     def __post_init__(self) -> None:
         if not self.low or len(self.low) != len(self.high):
@@ -148,7 +150,7 @@ class SearchAlgorithm(Protocol):
 
 
 def draw(space: Space, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """``[count, D]`` codes, uniform over the whole range, those over budget repaired."""
+    """``[count, D]`` codes, uniform over the whole range, then brought to the budget by `repair`."""
     return repair(space, uniform(space, count, generator), generator)
 
 
@@ -162,17 +164,19 @@ def uniform(space: Space, count: int, generator: np.random.Generator) -> NDArray
 def repair(
     space: Space, codes: NDArray[np.int64], generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """``codes [K, D]`` with those over budget lowered until they fit: the one rule for them.
+    """``codes [K, D]`` brought to the budget: the one rule for codes that are not at it.
 
-    All steps from the code down to the lows are put in random order and taken until the code fits,
-    so a dimension is lowered the likelier the further it is above its low.
+    A code over budget is lowered: all steps from it down to the lows are put in random order and
+    taken until it fits, so a dimension is lowered the likelier the further it is above its low.
+    Where the space asks to `fill`, every code is then raised in the same way towards the highs,
+    passing over steps that would not fit, until no single step does.
     """
-    over = np.flatnonzero(~space.fits(codes))
-    if not len(over):
-        return codes
     repaired = np.array(codes)
-    for i in over:
+    for i in np.flatnonzero(~space.fits(codes)):
         repaired[i] = _lowered(space, codes[i], generator)
+    if space.fill:
+        for i, code in enumerate(repaired):
+            repaired[i] = _raised(space, code, generator)
     return repaired
 
 
@@ -190,4 +194,20 @@ def _lowered(
         if fits.any():
             return np.asarray(path[fits.argmax()], np.int64)
         code, start, look = path[-1], start + look, 2 * look
+    return code
+
+
+def _raised(
+    space: Space, code: NDArray[np.int64], generator: np.random.Generator
+) -> NDArray[np.int64]:
+    places, one = np.arange(space.dimensions), np.eye(space.dimensions, dtype=np.int64)
+    steps = generator.permutation(np.repeat(places, np.array(space.high, np.int64) - code))
+    while len(steps):
+        path = code + np.cumsum(steps[:_FIRST_LOOK, None] == places, axis=0)
+        over = np.flatnonzero(~space.fits(path))
+        taken = over[0] if len(over) else len(path)
+        code, steps = path[taken - 1] if taken else code, steps[taken:]
+        if len(over):
+            # A step that does not fit now never will: all others only use more.
+            steps = steps[space.fits(code + one)[steps]]
     return code

@@ -241,7 +241,7 @@ def neighbours(
     changes: int,
     generator: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """``[K, D]``: a code beside each of the sources ``at``, those over budget repaired.
+    """``[K, D]``: a code beside each of the sources ``at``, brought to the budget by `repair`.
 
     With another source k, in ``changes`` distinct dimensions d, each with an r of its own uniform
     in [-1, 1): ``int(x_id + r * (x_id - x_kd))``, towards zero, held to the bounds.

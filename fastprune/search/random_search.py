@@ -15,7 +15,7 @@ __all__ = ["RandomSearch"]
 
 
 class RandomSearch:
-    """Uniform codes, those over budget repaired; the phase is ``random``.
+    """Uniform codes, brought to the budget by `repair`; the phase is ``random``.
 
     Args:
         space: where to search.

@@ -94,6 +94,7 @@ def _spaces() -> list[Space]:
     return [
         Space((0, 1, 1, 3, -2, 2), (4, 10, 10, 3, 2, 31)),
         Space((1,) * 6, (10,) * 6, _at_most_24),
+        Space((1,) * 6, (10,) * 6, _at_most_24, fill=True),
     ]
 
 

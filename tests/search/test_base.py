@@ -131,3 +131,42 @@ def test_a_drawn_code_is_never_over_budget() -> None:
     space = Space((1,) * 8, (10,) * 8, budget)
 
     assert (draw(space, 100, np.random.default_rng(0)).sum(1) <= 9).all()
+
+
+def test_filling_raises_codes_until_no_step_fits() -> None:
+    weights = np.array([1, 2, 3, 5])
+
+    def feasible(codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return np.asarray(codes @ weights <= 40, np.bool_)
+
+    space = Space((1,) * 4, (6,) * 4, feasible, fill=True)
+    codes = np.array([[1, 1, 1, 1], [6, 6, 6, 6], [6, 6, 6, 1], [2, 5, 1, 4]])
+
+    for seed in range(20):
+        repaired = repair(space, codes, np.random.default_rng(seed))
+
+        assert feasible(repaired).all()
+        for code in repaired:
+            raised = code + np.eye(4, dtype=np.int64)
+            assert not (feasible(raised) & (raised <= 6).all(1)).any()
+        # What was within budget is only raised.
+        assert (repaired[[0, 2, 3]] >= codes[[0, 2, 3]]).all()
+
+
+def test_filling_takes_a_way_of_its_own_each_time_and_few_calls() -> None:
+    budget = AtMost(30)
+    space = Space((1,) * 6, (10,) * 6, budget, fill=True)
+    generator = np.random.default_rng(0)
+    budget.calls.clear()
+
+    repaired = repair(space, np.ones((100, 6), np.int64), generator)
+
+    assert (repaired.sum(1) == 30).all()
+    assert len(np.unique(repaired, axis=0)) > 50
+    assert len(budget.calls) == 201
+
+
+def test_filling_without_a_limit_reaches_the_highs() -> None:
+    space = Space((1, 2), (9, 100), fill=True)
+
+    assert repair(space, np.array([[1, 2]]), np.random.default_rng(0)).tolist() == [[9, 100]]
