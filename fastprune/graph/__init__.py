@@ -2,7 +2,13 @@
 
 from fastprune.graph.budget import solve
 from fastprune.graph.channel_graph import ChannelGraph, ChannelGroup, Slot, Unprunable
-from fastprune.graph.genes import GeneTable, gene_scales, gene_table
+from fastprune.graph.genes import (
+    Encoding,
+    GeneTable,
+    block_encodings,
+    gene_scales,
+    gene_table,
+)
 from fastprune.graph.groups import trace
 from fastprune.graph.plan import PruningPlan
 from fastprune.graph.surgery import apply_plan, mask_plan
@@ -11,12 +17,14 @@ from fastprune.graph.units import Units, parse_code, units_by_group, units_by_na
 __all__ = [
     "ChannelGraph",
     "ChannelGroup",
+    "Encoding",
     "GeneTable",
     "PruningPlan",
     "Slot",
     "Units",
     "Unprunable",
     "apply_plan",
+    "block_encodings",
     "gene_scales",
     "gene_table",
     "mask_plan",

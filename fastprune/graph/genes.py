@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,15 @@ from fastprune.graph.channel_graph import ChannelGraph
 from fastprune.graph.plan import PruningPlan
 from fastprune.records import Widths
 
-__all__ = ["LEVELS", "WHOLE", "GeneTable", "gene_scales", "gene_table"]
+__all__ = [
+    "LEVELS",
+    "WHOLE",
+    "Encoding",
+    "GeneTable",
+    "block_encodings",
+    "gene_scales",
+    "gene_table",
+]
 
 LEVELS = 31
 """Widths that an id chooses from: id i keeps 10 + 3i percent of the channels."""
@@ -36,6 +44,19 @@ def _percent(genes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoding:
+    """What the weights of a convolution are generated from.
+
+    Attributes:
+        ids: positions of the ids whose scales are read, None for a scale that is 1.0 always.
+        hidden: width of the hidden layer of the generating network.
+    """
+
+    ids: tuple[int | None, ...]
+    hidden: int
+
+
+@dataclass(frozen=True, slots=True)
 class GeneTable:
     """Which channel groups each id of a gene governs.
 
@@ -52,6 +73,8 @@ class GeneTable:
         middles: positions of the ids of each block's inner channels, in the order of the network.
         layouts: other published orders, each the positions that its numbers stand for. A position
             that occurs several times must get one value, one that does not occur is whole.
+        encodings: of each convolution, what a pruningnet generates its weights from; empty where
+            the literature has none.
     """
 
     names: tuple[str, ...]
@@ -61,6 +84,7 @@ class GeneTable:
     outputs: tuple[int, ...]
     middles: tuple[int, ...]
     layouts: tuple[tuple[int, ...], ...] = ()
+    encodings: Mapping[str, Encoding] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.groups) == len(self.bases):
@@ -181,6 +205,33 @@ class GeneTable:
             for group in names
         }
 
+    def gene(self, widths: Widths) -> tuple[int, ...]:
+        """The gene that leaves ``widths``, of several the one with the lowest ids.
+
+        Narrow groups have fewer widths than ids, so that a gene may come back as another one; it
+        leaves the same network. Fixed ids and those without groups are -1.
+
+        Args:
+            widths: of the groups that the gene governs; those not given are whole.
+
+        Raises:
+            PlanError: a group that no id governs is not whole, or an id has no such width.
+        """
+        governed = {group: i for i, groups in enumerate(self.groups) for group in groups}
+        for group in widths:
+            if group not in governed:
+                raise PlanError(f"genes: no id governs the width of {group!r}")
+        found = []
+        for i, (name, base) in enumerate(zip(self.names, self.bases, strict=True)):
+            wanted = {widths.get(group, base) for group in self.groups[i]} or {base}
+            levels = range(_TOP if i in self.fixed else 0, LEVELS)
+            ids = [level for level in levels if {_width(base, level)} == wanted]
+            if not ids:
+                shown = " and ".join(str(n) for n in sorted(wanted))
+                raise PlanError(f"genes: no id of {name} leaves {shown} of {base} channels")
+            found.append(WHOLE if i in self.fixed else ids[0])
+        return tuple(found)
+
     def plan(self, gene: Sequence[int]) -> PruningPlan:
         """The plan that keeps the first channels of every group that the gene governs.
 
@@ -235,6 +286,7 @@ def gene_table(
     middles: Sequence[str] = (),
     whole: Sequence[str] = (),
     layouts: Sequence[Sequence[str]] = (),
+    encodings: Mapping[str, tuple[Sequence[str | None], int]] | None = None,
 ) -> GeneTable:
     """The table of a traced network.
 
@@ -246,9 +298,11 @@ def gene_table(
         rows: of each id, the convolutions whose output channels it governs, all equally many.
         outputs, middles, layouts: as in :class:`GeneTable`, by name.
         whole: names of ids that are fixed in any case.
+        encodings: of a convolution, or of all those under a module, the names of the ids (None
+            for a scale of 1.0) and the hidden width, as in :class:`Encoding`.
 
     Raises:
-        PlanError: the network has no such convolution.
+        PlanError: the network has no such convolution, or a convolution has no encoding.
     """
     made = {layer.weight.rpartition(".")[0]: layer.output_width for layer in graph.layers}
     for layers in rows.values():
@@ -267,7 +321,54 @@ def gene_table(
         outputs=tuple(position[name] for name in outputs),
         middles=tuple(position[name] for name in middles),
         layouts=tuple(tuple(position[name] for name in order) for order in layouts),
+        encodings=_encodings(graph, encodings or {}, position),
     )
+
+
+def block_encodings(
+    modules: Sequence[str],
+    middles: Sequence[str],
+    outputs: Sequence[str | None],
+    hidden: int,
+) -> dict[str, tuple[Sequence[str | None], int]]:
+    """Encodings of blocks as MetaPruning has them: their middle's scale, then those of what they
+    get and of what they give.
+
+    Args:
+        modules: of the B blocks.
+        middles: B names of ids.
+        outputs: B + 1 names of ids, or None: what the stem and then each block gives.
+        hidden: as in :class:`Encoding`.
+    """
+    ends = zip(modules, middles, outputs[:-1], outputs[1:], strict=True)
+    return {module: ((middle, got, given), hidden) for module, middle, got, given in ends}
+
+
+def _encodings(
+    graph: ChannelGraph,
+    given: Mapping[str, tuple[Sequence[str | None], int]],
+    position: Mapping[str, int],
+) -> dict[str, Encoding]:
+    if not given:
+        return {}
+    found = {}
+    for row in graph.layers:
+        if row.kind != "conv":
+            continue
+        layer = row.weight.rpartition(".")[0]
+        parts = layer.split(".")
+        modules = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+        module = next((name for name in modules if name in given), None)
+        if module is None:
+            raise PlanError(f"genes: the weights of {layer!r} have no encoding")
+        names, hidden = given[module]
+        ids = tuple(None if name is None else position[name] for name in names)
+        found[layer] = Encoding(ids, hidden)
+    return found
+
+
+def _width(base: int, level: int) -> int:
+    return max(base * (10 + 3 * level) // 100, 1)
 
 
 def _numbers(given: str | Sequence[float]) -> list[float]:

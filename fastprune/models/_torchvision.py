@@ -13,7 +13,13 @@ import torch
 from torch import nn
 
 from fastprune.errors import ConfigError, FastpruneError, WeightsError, nearest
-from fastprune.graph import ChannelGraph, GeneTable, gene_table, units_by_name
+from fastprune.graph import (
+    ChannelGraph,
+    GeneTable,
+    block_encodings,
+    gene_table,
+    units_by_name,
+)
 from fastprune.models._network import Network
 
 __all__ = ["torchvision_genes", "torchvision_names", "torchvision_network"]
@@ -55,13 +61,15 @@ def _bottleneck_genes(graph: ChannelGraph) -> GeneTable:
     rows = {"conv1": ["conv1"]}
     rows |= {stage: [f"{stage}.0.conv3"] for stage in stages}
     rows |= {block: [f"{block}.conv1", f"{block}.conv2"] for block in blocks}
+    outputs = ["conv1", *(block.partition(".")[0] for block in blocks)]
     return gene_table(
         graph,
         rows,
-        outputs=["conv1", *(block.partition(".")[0] for block in blocks)],
+        outputs=outputs,
         middles=blocks,
         whole=stages[-1:],
         layouts=[[name for name in rows if name != stages[-1]]],
+        encodings={"conv1": (["conv1"], 32)} | block_encodings(blocks, blocks, outputs, 32),
     )
 
 

@@ -7,12 +7,13 @@ torchvision's own MobileNetV2 is ``mobilenet_v2``.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastprune.graph import ChannelGraph, GeneTable, gene_table
+from fastprune.graph import ChannelGraph, GeneTable, block_encodings, gene_table
 from fastprune.models._network import IMAGENET_NORMALIZATION, registry
 from fastprune.options import Options
 
@@ -148,7 +149,12 @@ def _v1_genes(graph: ChannelGraph) -> GeneTable:
     names = ["stem", *(f"block{i}" for i in range(1, len(_V1) - 1))]
     layers = ["model.0.0", *(f"model.{i}.3" for i in range(1, len(_V1) - 1))]
     rows = {name: [layer] for name, layer in zip(names, layers, strict=True)}
-    return gene_table(graph, rows, outputs=names)
+    # A block reads what it gets and what it gives; the last gives all.
+    edges = [*names, None]
+    encodings: dict[str, tuple[list[str | None], int]] = {"model.0": (["stem"], 32)}
+    for i, ends in enumerate(pairwise(edges), start=1):
+        encodings[f"model.{i}"] = (list(ends), 32)
+    return gene_table(graph, rows, outputs=names, encodings=encodings)
 
 
 def _v2_genes(graph: ChannelGraph) -> GeneTable:
@@ -173,6 +179,13 @@ def _v2_genes(graph: ChannelGraph) -> GeneTable:
         middles=list(inner),
         whole=["last"],
         layouts=[[*outputs, *inner]],
+        encodings={
+            "features.0": (["stem"], 32),
+            **block_encodings(
+                [f"features.{i}" for i in range(1, len(outputs))], list(inner), outputs, 64
+            ),
+            f"features.{len(outputs)}": (["last"], 32),
+        },
     )
 
 

@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from pydantic import field_validator
 from torch import Tensor, nn
 
-from fastprune.graph import ChannelGraph, GeneTable, Units, gene_table, units_by_name
+from fastprune.graph import (
+    ChannelGraph,
+    GeneTable,
+    Units,
+    block_encodings,
+    gene_table,
+    units_by_name,
+)
 from fastprune.models._network import CIFAR_INPUT, IMAGENET_NORMALIZATION, registry
 from fastprune.options import Options
 
@@ -164,12 +171,15 @@ def _genes(graph: ChannelGraph) -> GeneTable:
     # The first stage has no projection: its output is the stem's.
     rows = {stage: ["conv1" if stage == "layer1" else f"{stage}.0.conv2"] for stage in stages}
     rows |= {block: [f"{block}.conv1"] for block in blocks}
+    outputs = [*stages[:1], *(block.partition(".")[0] for block in blocks)] if stages else []
+    edges = outputs or [None] * (len(blocks) + 1)
     return gene_table(
         graph,
         rows,
-        outputs=[*stages[:1], *(block.partition(".")[0] for block in blocks)] if stages else [],
+        outputs=outputs,
         middles=blocks,
         whole=stages[-1:],
+        encodings={"conv1": (edges[:1], 32)} | block_encodings(blocks, blocks, edges, 32),
     )
 
 

@@ -150,7 +150,7 @@ class SearchAlgorithm(Protocol):
 
 
 def draw(space: Space, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """``[count, D]`` codes, uniform over the whole range, then brought to the budget by `repair`."""
+    """``[count, D]`` codes, uniform over the whole range, brought to the budget by `repair`."""
     return repair(space, uniform(space, count, generator), generator)
 
 
@@ -204,10 +204,10 @@ def _raised(
     steps = generator.permutation(np.repeat(places, np.array(space.high, np.int64) - code))
     while len(steps):
         path = code + np.cumsum(steps[:_FIRST_LOOK, None] == places, axis=0)
-        over = np.flatnonzero(~space.fits(path))
-        taken = over[0] if len(over) else len(path)
+        fits = space.fits(path)
+        taken = len(path) if fits.all() else int(fits.argmin())
         code, steps = path[taken - 1] if taken else code, steps[taken:]
-        if len(over):
+        if taken < len(path):
             # A step that does not fit now never will: all others only use more.
             steps = steps[space.fits(code + one)[steps]]
     return code

@@ -140,7 +140,7 @@ def test_filling_raises_codes_until_no_step_fits() -> None:
         return np.asarray(codes @ weights <= 40, np.bool_)
 
     space = Space((1,) * 4, (6,) * 4, feasible, fill=True)
-    codes = np.array([[1, 1, 1, 1], [6, 6, 6, 6], [6, 6, 6, 1], [2, 5, 1, 4]])
+    codes = np.array([[1, 1, 1, 1], [6, 6, 6, 6], [6, 6, 5, 1], [2, 5, 1, 4]])
 
     for seed in range(20):
         repaired = repair(space, codes, np.random.default_rng(seed))
