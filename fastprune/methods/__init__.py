@@ -15,7 +15,7 @@ from fastprune.data import Splits
 from fastprune.errors import BudgetError
 from fastprune.graph import ChannelGraph, PruningPlan
 from fastprune.graph.budget import MIN_CHANNELS, Ranking
-from fastprune.graph.units import Units
+from fastprune.models import Network
 from fastprune.options import Options, expecting
 from fastprune.records import Budget
 from fastprune.registry import Registry
@@ -70,14 +70,14 @@ class MethodOptions(Options):
         self,
         graph: ChannelGraph,
         prune: PruneOptions,
-        units: Callable[[ChannelGraph], Units] | None,
+        network: Network | None,
     ) -> str | None:
         """Refuses, before any training, what does not go with the network.
 
         Args:
             graph: the network's.
             prune: the common options.
-            units: as in `MethodContext`.
+            network: as in `MethodContext`.
 
         Returns:
             What each metric can be brought to, in one line; None where that follows from ``prune``
@@ -140,8 +140,8 @@ class MethodContext:
         progress: shows long work.
         reopen: network and data again, for work in other processes; it can be pickled. None where
             there can be no other processes.
-        units: the network family's own table of what the numbers of a code govern, where it has
-            one.
+        network: what is known of the network by its name, such as the tables of its family; None
+            where it has no name.
     """
 
     model: nn.Module
@@ -156,7 +156,7 @@ class MethodContext:
     finetune: TrainingOptions | None
     progress: Progress
     reopen: Reopen | None = None
-    units: Callable[[ChannelGraph], Units] | None = None
+    network: Network | None = None
 
 
 @dataclass(frozen=True, slots=True)

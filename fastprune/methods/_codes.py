@@ -13,14 +13,23 @@ from fastprune.graph.units import Units, units_by_group, units_by_stage
 from fastprune.records import Budget
 from fastprune.search import Space
 
-__all__ = ["MakeUnits", "check_code", "reach_of", "space_of", "units_of", "within"]
+__all__ = [
+    "METRICS",
+    "SCALE",
+    "MakeUnits",
+    "check_code",
+    "reach_of",
+    "space_of",
+    "units_of",
+    "within",
+]
 
 MakeUnits = Callable[[ChannelGraph], Units]
 
 Limits = Mapping[str, float] | None
 
 # Columns of a cost model's rows, the last in bytes.
-_METRICS, _SCALE = ("macs", "params", "channels", "size_mb"), (1, 1, 1, 1e6)
+METRICS, SCALE = ("macs", "params", "channels", "size_mb"), (1, 1, 1, 1e6)
 
 
 def units_of(choice: str, graph: ChannelGraph, table: MakeUnits | None) -> Units:
@@ -60,11 +69,11 @@ def check_code(code: tuple[int, ...], graph: ChannelGraph, budget: Limits, units
 
 def within(graph: ChannelGraph, budget: Limits, widths: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which candidates ``[K]`` of widths ``[K, groups]`` are within the budget."""
-    costs = graph.cost_model.raw(widths.astype(np.float64)) / _SCALE
+    costs = graph.cost_model.raw(widths.astype(np.float64)) / SCALE
     stays = np.ones(len(widths), bool)
     full = graph.cost().to_dict()
     for limit in Budget.parse(budget).limits if budget else ():
-        column = _METRICS.index(limit.metric)
+        column = METRICS.index(limit.metric)
         stays &= costs[:, column] <= limit.absolute(full[limit.metric])
     return stays
 
@@ -107,6 +116,6 @@ def reach_of(highest: int, graph: ChannelGraph, units: Units) -> str:
     """What codes from 1 to ``highest`` bring each metric to, in one line."""
     ends = np.array([[1], [highest]], np.int64).repeat(len(units), axis=1)
     widths = units.width_matrix(graph, ends).astype(np.float64)
-    low, high = graph.cost_model.raw(widths) / _SCALE
-    rows = zip(_METRICS, low, high, strict=True)
+    low, high = graph.cost_model.raw(widths) / SCALE
+    rows = zip(METRICS, low, high, strict=True)
     return ", ".join(f"{metric} {a:,.6g} to {b:,.6g}" for metric, a, b in rows)

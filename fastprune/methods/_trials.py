@@ -6,16 +6,16 @@ It is all that a search keeps: told again in the same order, it is where it was.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fastprune.files import write_atomically
 
-__all__ = ["Trial", "TrialLog"]
+__all__ = ["Trial", "TrialLog", "front"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,14 @@ class TrialLog:
     Args:
         path: the file; from the first line on that is no trial, such as the part of one that a
             kill left, or a candidate a second time, it is cut off.
+        read_only: leave the file as it is; `add` is not for this.
 
     Attributes:
         trials: by number.
         best: the trial of the highest fitness, the first of equals; None where there is none.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
         self.trials: dict[int, Trial] = {}
         self._by_plan: dict[str, Trial] = {}
@@ -81,7 +82,8 @@ class TrialLog:
                 break
             whole.append(line)
             self._note(trial)
-        write_atomically(path, b"".join(whole))
+        if not read_only:
+            write_atomically(path, b"".join(whole))
 
     def __iter__(self) -> Iterator[Trial]:
         return iter(sorted(self.trials.values(), key=lambda trial: trial.number))
@@ -109,6 +111,27 @@ class TrialLog:
             self._by_plan[trial.plan] = trial
         if self.best is None or _rank(trial) > _rank(self.best):
             self.best = trial
+
+
+def front(trials: Iterable[Trial]) -> list[dict[str, Any]]:
+    """Candidates that no other one equals with fewer MACs, those with the fewest first.
+
+    Whose outcome is only an estimate, or was known from another, is left out.
+    """
+    found: list[dict[str, Any]] = []
+    whole = (t for t in trials if t.repeats is None and not t.stopped and not t.diverged)
+    for trial in sorted(whole, key=lambda t: (t.cost["macs"], -t.fitness, t.number)):
+        if not found or trial.fitness > found[-1]["fitness"]:
+            found.append(
+                {
+                    "number": trial.number,
+                    "code": list(trial.code),
+                    "macs": trial.cost["macs"],
+                    "params": trial.cost["params"],
+                    "fitness": trial.fitness,
+                }
+            )
+    return found
 
 
 def _rank(trial: Trial) -> tuple[float, int]:

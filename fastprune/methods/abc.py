@@ -32,6 +32,7 @@ from fastprune.methods._codes import MakeUnits, check_code, reach_of, space_of, 
 from fastprune.methods._inherit import channel_order, check_rule, plan_of
 from fastprune.methods._search import Evaluator, search
 from fastprune.methods._trials import TrialLog
+from fastprune.models import Network
 from fastprune.search import BeeColony, RandomSearch, SearchAlgorithm
 from fastprune.training import TrainingOptions, checkpoint
 from fastprune.training._crew import Crew
@@ -145,8 +146,8 @@ class AbcOptions(MethodOptions):
             )
         return found + _recipe_problems(self)
 
-    def check(self, graph: ChannelGraph, prune: PruneOptions, units: MakeUnits | None) -> str:
-        governed = units_of(self.units, graph, units)
+    def check(self, graph: ChannelGraph, prune: PruneOptions, network: Network | None) -> str:
+        governed = units_of(self.units, graph, _table(network))
         if self.code is None:
             space_of(self.max_preserve, graph, prune.budget, governed)
         else:
@@ -187,7 +188,7 @@ def abc(context: MethodContext, options: AbcOptions) -> MethodResult:
         FastpruneError: a code of another network, a budget that no code meets, no validation
             images to measure fitness on.
     """
-    units = units_of(options.units, context.graph, context.units)
+    units = units_of(options.units, context.graph, _table(context.network))
     make_plan = partial(_plan, context, units, _order(context, options))
     if options.code is not None:
         check_code(options.code, context.graph, context.prune.budget, units)
@@ -224,6 +225,10 @@ def abc(context: MethodContext, options: AbcOptions) -> MethodResult:
         notes=notes,
         files=(context.directory / TRIALS,),
     )
+
+
+def _table(network: Network | None) -> MakeUnits | None:
+    return None if network is None else network.units
 
 
 def _code(given: Any) -> Any:

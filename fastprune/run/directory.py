@@ -39,6 +39,7 @@ START = "finetune_start.safetensors"
 PRUNED = "pruned"
 REPORT = "report.json"
 TRIALS = "trials.jsonl"
+PRUNINGNET = "pruningnet.safetensors"
 CHANNELS_PLOT = "channels.png"
 SEARCH_PLOT = "search.png"
 
@@ -56,6 +57,7 @@ _FILES = (
     f"{PRUNED}.json",
     REPORT,
     TRIALS,
+    PRUNINGNET,
     CHANNELS_PLOT,
     SEARCH_PLOT,
     LOCK,
@@ -175,7 +177,7 @@ class RunDirectory:
         """
         if file.name not in _FILES:
             raise ValueError(f"{file.name}: not a name of a result; expected one of {_FILES}")
-        write_atomically(self.path / file.name, file.read_bytes())
+        write_atomically(self.path / file.name, lambda path: shutil.copyfile(file, path))
 
     def replan(self, config: RunConfig) -> None:
         """Removes what the plan's stage left, so that it begins anew, by another configuration."""

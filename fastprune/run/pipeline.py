@@ -258,7 +258,7 @@ class _Run:
         config = self.config
         check_recipes(config, self.device, self.splits.train)
         check_outputs(graph, self.info.num_classes, config.model.name)
-        own = config.method.check(graph, config.prune, resolve(config.model.name).units)
+        own = config.method.check(graph, config.prune, resolve(config.model.name))
         self.say(f"reachable: {own or check_reachable(config.prune, graph)}")
 
     def train(
@@ -314,7 +314,7 @@ class _Run:
                 directory.baseline,
                 self.device,
             ),
-            units=resolve(config.model.name).units,
+            network=resolve(config.model.name),
         )
         found = methods.get(config.method.name).build(context, config.method)
         write_json(directory.plan, found.plan.to_json())

@@ -175,8 +175,8 @@ def repair(
     for i in np.flatnonzero(~space.fits(codes)):
         repaired[i] = _lowered(space, codes[i], generator)
     if space.fill:
-        for i, code in enumerate(repaired):
-            repaired[i] = _raised(space, code, generator)
+        for row in repaired:
+            row[:] = _raised(space, row, generator)
     return repaired
 
 

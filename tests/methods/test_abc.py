@@ -400,7 +400,7 @@ def test_the_configurations_are_valid(path: Path, tmp_path: Path) -> None:
     assert found.units is not None
     units = units_of(options.units, graph, found.units)
     assert (options.max_preserve, len(units)) == PUBLISHED[path.stem]
-    options.check(graph, config.prune, found.units)
+    options.check(graph, config.prune, found)
     with pytest.raises(PlanError, match="keeps every channel"):
         check_code((10,) * len(units), graph, config.prune.budget, units)
     # What a run writes down is read again when it goes on.
