@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fastprune.data._draws import epoch_order
+from fastprune.data._draws import epoch_order, stratified_order
 
 if TYPE_CHECKING:
     from fastprune.data._pipeline import Feed
@@ -36,8 +36,15 @@ class Batches:
         labels = feed.source.labels[feed.indices]
         self.highest_label = int(labels.max()) if len(labels) else -1
 
-    def chunks(self, epoch: int, start: int) -> Iterator[npt.NDArray[np.int64]]:
+    def chunks(
+        self, epoch: int, start: int, *, spread: bool = False
+    ) -> Iterator[npt.NDArray[np.int64]]:
         """Image indices of each batch of an epoch from batch ``start`` on.
+
+        Args:
+            epoch: number of the epoch.
+            start: number of the batch.
+            spread: as in `InputPipeline.epoch`.
 
         Raises:
             ValueError: ``start`` is below 0.
@@ -45,11 +52,15 @@ class Batches:
         # Here and not at the first batch: worker processes would be started for nothing.
         if start < 0:
             raise ValueError(f"start: expected 0 to {self.batches}, got {start}")
-        return self._chunks(epoch, start)
+        return self._chunks(epoch, start, spread)
 
-    def _chunks(self, epoch: int, start: int) -> Iterator[npt.NDArray[np.int64]]:
+    def _chunks(self, epoch: int, start: int, spread: bool) -> Iterator[npt.NDArray[np.int64]]:
         feed = self._feed
-        order = epoch_order(feed.indices, feed.seed, epoch) if feed.shuffle else feed.indices
+        order = feed.indices
+        if feed.shuffle:
+            order = epoch_order(order, feed.seed, epoch)
+        elif spread:
+            order = order[stratified_order(feed.source.labels[order], feed.seed)]
         mine = order[feed.rank :: feed.world]
         for batch in range(start, self.batches):
             first = batch * self.batch_size

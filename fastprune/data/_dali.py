@@ -74,10 +74,15 @@ class _DaliPipeline(Batches):
         return self._bad.names
 
     def epoch(
-        self, epoch: int, start: int = 0, *, placement: Placement = _AS_IT_IS
+        self,
+        epoch: int,
+        start: int = 0,
+        *,
+        placement: Placement = _AS_IT_IS,
+        spread: bool = False,
     ) -> Iterator[Batch]:
         self.close()
-        running = self._epoch(epoch, start, placement)
+        running = self._epoch(epoch, start, placement, spread)
         # Weak, so that an epoch which is abandoned ends when its iterator is dropped.
         self._running = weakref.ref(running)
         return running
@@ -88,10 +93,12 @@ class _DaliPipeline(Batches):
             running.close()
         self._running = None
 
-    def _epoch(self, epoch: int, start: int, placement: Placement) -> Generator[Batch]:
+    def _epoch(
+        self, epoch: int, start: int, placement: Placement, spread: bool
+    ) -> Generator[Batch]:
         while start < self.batches:
             made = decoded(
-                self._wanted(epoch, start),
+                self._wanted(epoch, start, spread),
                 size=self._transform.size,
                 most=min(self.batch_size, self.images),
                 device=placement.device,
@@ -108,9 +115,9 @@ class _DaliPipeline(Batches):
                 # A new graph goes on from this batch, without the files that cannot be read.
                 self._find_undecodable(error)
 
-    def _wanted(self, epoch: int, start: int) -> Iterator[list[Wanted]]:
+    def _wanted(self, epoch: int, start: int, spread: bool) -> Iterator[list[Wanted]]:
         paths, labels, stamps = self._source.paths, self._source.labels, self._source.stamps
-        for chunk in self.chunks(epoch, start):
+        for chunk in self.chunks(epoch, start, spread=spread):
             yield [
                 Wanted(
                     paths[i],

@@ -70,10 +70,15 @@ class _DecodedPipeline(Batches):
         return self._bad.names
 
     def epoch(
-        self, epoch: int, start: int = 0, *, placement: Placement = _AS_IT_IS
+        self,
+        epoch: int,
+        start: int = 0,
+        *,
+        placement: Placement = _AS_IT_IS,
+        spread: bool = False,
     ) -> Iterator[Batch]:
         feed = self._feed
-        for chunk in self.chunks(epoch, start):
+        for chunk in self.chunks(epoch, start, spread=spread):
             rows = self._readable(np.searchsorted(feed.indices, chunk))
             if not len(rows):
                 continue

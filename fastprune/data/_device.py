@@ -54,13 +54,18 @@ class _DevicePipeline(Batches):
         self._residents: dict[torch.device, _Resident] = {}
 
     def epoch(
-        self, epoch: int, start: int = 0, *, placement: Placement = _AS_IT_IS
+        self,
+        epoch: int,
+        start: int = 0,
+        *,
+        placement: Placement = _AS_IT_IS,
+        spread: bool = False,
     ) -> Iterator[Batch]:
         device, feed = placement.device, self._feed
         if device not in self._residents:
             self._residents[device] = self._resident(device)
         held = self._residents[device]
-        chunks = list(self.chunks(epoch, start))
+        chunks = list(self.chunks(epoch, start, spread=spread))
         if not chunks:
             return
         # Images of the set: the labels, which are as many, are looked up by the same numbers.

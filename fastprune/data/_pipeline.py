@@ -92,11 +92,23 @@ class InputPipeline(Protocol):
         """Names of the files that could not be read so far, and were left out of their batches."""
 
     def epoch(
-        self, epoch: int, start: int = 0, *, placement: Placement = Placement()
+        self,
+        epoch: int,
+        start: int = 0,
+        *,
+        placement: Placement = Placement(),
+        spread: bool = False,
     ) -> Iterator[Batch]:
         """The batches of an epoch from batch ``start`` on.
 
         One epoch at a time: a new call ends the one before. A batch's memory is its own.
+
+        Args:
+            epoch: number of the epoch.
+            start: number of its first batch.
+            placement: where and how the images are wanted.
+            spread: images that are not shuffled come in another order, always the same, in which
+                every first part has the classes in the proportion of the whole, within one.
 
         Yields:
             images ``[N, C, H, W]``, normalised, and labels ``[N]`` int64, as ``placement`` says.

@@ -46,13 +46,18 @@ class _ImagesPipeline(Batches):
         self._labels = torch.from_numpy(source.labels)
 
     def epoch(
-        self, epoch: int, start: int = 0, *, placement: Placement = _AS_IT_IS
+        self,
+        epoch: int,
+        start: int = 0,
+        *,
+        placement: Placement = _AS_IT_IS,
+        spread: bool = False,
     ) -> Iterator[Batch]:
         feed = self._feed
         draws = None
         if feed.augment:
             draws = epoch_draws(feed.seed, epoch, int(feed.indices[-1]) + 1, 3)
-        for chunk in self.chunks(epoch, start):
+        for chunk in self.chunks(epoch, start, spread=spread):
             pixels = self._source.pixels[chunk]
             if draws is not None:
                 pixels = pad_crop(pixels, self._transform, draws[chunk])
@@ -112,11 +117,16 @@ class _FilesPipeline(Batches):
         return self._bad.names
 
     def epoch(
-        self, epoch: int, start: int = 0, *, placement: Placement = _AS_IT_IS
+        self,
+        epoch: int,
+        start: int = 0,
+        *,
+        placement: Placement = _AS_IT_IS,
+        spread: bool = False,
     ) -> Iterator[Batch]:
         # A new epoch takes the workers over: an older one must not take its batches.
         mine = self._under_way = object()
-        for made in self._workers.batches(self.chunks(epoch, start), epoch):
+        for made in self._workers.batches(self.chunks(epoch, start, spread=spread), epoch):
             try:
                 some = check_made(made, self._bad, training=self._feed.shuffle)
             except DataError:

@@ -139,12 +139,18 @@ def _trial(
         repeats=None if repeats is None else repeats.number,
         stopped=outcome.stopped,
         diverged=outcome.diverged,
+        images=outcome.images,
     )
 
 
 def _repeated(known: Trial) -> Outcome:
     return Outcome(
-        known.fitness, epochs=0, seconds=0.0, stopped=known.stopped, diverged=known.diverged
+        known.fitness,
+        epochs=0,
+        seconds=0.0,
+        stopped=known.stopped,
+        diverged=known.diverged,
+        images=None if known.images is None else 0,
     )
 
 

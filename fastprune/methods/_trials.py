@@ -33,8 +33,9 @@ class Trial:
         epochs: that it was trained; 0 where it was known.
         seconds: of training and measuring.
         repeats: number of the earlier candidate with the same plan.
-        stopped: whether it was given up before its last epoch.
-        diverged: whether its training came to numbers that are not finite; fitness is then 0.
+        stopped: whether it was given up before its last epoch, or the last image.
+        diverged: whether it came to numbers that are not finite; fitness is then 0.
+        images: that fitness was measured on; None says all of the split, 0 that it was known.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -52,6 +53,7 @@ class Trial:
     repeats: int | None = None
     stopped: bool = False
     diverged: bool = False
+    images: int | None = None
 
 
 _TRIAL = TypeAdapter(Trial)

@@ -21,7 +21,7 @@ from fastprune.training.options import TrainingOptions
 from fastprune.training.progress import Progress, SilentProgress
 from fastprune.training.trainer import fit
 
-__all__ = ["FitnessOptions", "Outcome", "Request", "TrainedEvaluator"]
+__all__ = ["FitnessOptions", "Outcome", "Request", "TrainedEvaluator", "measured_on"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class FitnessOptions:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A candidate to train.
+    """A candidate to evaluate.
 
     Attributes:
         plan: its structure, in the unpruned network's coordinates.
@@ -59,14 +59,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What training a candidate gave.
+    """What evaluating a candidate gave.
 
     Attributes:
         fitness: percent of the images of the split; larger is better.
         epochs: that it was trained.
-        seconds: of training and measuring, in the process that ended it.
-        stopped: whether it was given up before the last epoch.
-        diverged: whether its loss or weights were no longer finite; fitness is then 0.
+        seconds: of training and measuring, in the process that ended it; of candidates that were
+            measured together, each one's part.
+        stopped: whether it was given up before the last epoch, or the last image.
+        diverged: whether its loss, weights or logits were no longer finite; fitness is then 0.
+        images: that fitness was measured on; None says all of the split.
     """
 
     fitness: float
@@ -74,6 +76,7 @@ class Outcome:
     seconds: float
     stopped: bool = False
     diverged: bool = False
+    images: int | None = None
 
 
 class TrainedEvaluator:
@@ -111,7 +114,7 @@ class TrainedEvaluator:
         self._model, self._graph, self._options = model, graph, options
         self._directory, self._seed, self._device = directory, seed, device
         self._progress = progress or SilentProgress()
-        self._measured = _measured_on(splits, options)
+        self._measured = measured_on(splits, options.split)
         # Validation at the end of every epoch would cost time and change nothing.
         self._splits = replace(splits, validation=None)
 
@@ -206,8 +209,13 @@ class TrainedEvaluator:
         )
 
 
-def _measured_on(splits: Splits, options: FitnessOptions) -> InputPipeline:
-    if options.split == "test":
+def measured_on(splits: Splits, split: Literal["validation", "test"]) -> InputPipeline:
+    """The images that fitness is measured on.
+
+    Raises:
+        TrainingError: validation images, and there are none.
+    """
+    if split == "test":
         return splits.test
     if splits.validation is None:
         raise TrainingError(

@@ -20,6 +20,7 @@ from fastprune.training._device import autocast, precision_of
 from fastprune.training._schedule import Schedule, schedules_of
 from fastprune.training._union import Arguments, Ref, Subnet, Weight, union_of
 from fastprune.training.options import Precision
+from fastprune.training.progress import Progress, SilentProgress
 
 __all__ = ["SharedEvaluator", "SharedOutcome", "inherited_subnets"]
 
@@ -109,29 +110,50 @@ class SharedEvaluator:
     @property
     def saved(self) -> float:
         """Share of the candidates' steps that are not run, 0 to 1."""
-        union = self._union
-        alone = sum(len(path) for path in union.paths)
-        return 1 - len(set().union(*union.paths)) / alone
+        run, alone = self.steps
+        return 1 - run / alone
 
-    def recalibrate(self, pipeline: InputPipeline, batches: int) -> None:
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Steps that are run, and those of all candidates one by one."""
+        paths = self._union.paths
+        return len(set().union(*paths)), sum(len(path) for path in paths)
+
+    def recalibrate(
+        self, pipeline: InputPipeline, batches: int, *, progress: Progress | None = None
+    ) -> None:
         """Takes every batch norm's statistics anew, as `recalibrate_batch_norm` does for one.
 
         A batch norm's statistics follow from the steps before it, so candidates that share these
         share the statistics.
+
+        Args:
+            pipeline: its epoch 0 is used.
+            batches: how many of it, at most all.
+            progress: shows how far it is.
         """
         moments: dict[int, Moments] = {}
+        merged: set[int] = set()
 
         def normalise(node: int, x: Tensor, given: _Norm) -> Tensor:
-            if node not in moments:
-                moments[node] = Moments.zeros(x.shape[1], device=x.device)
-            return batch_norm_recalibrate(
-                x, moments[node], given.weight, given.bias, eps=given.eps
-            )
+            # Groups of candidates each run what they have in common; it counts once.
+            into = moments.get(node) if node not in merged else None
+            if into is None:
+                into = Moments.zeros(x.shape[1], device=x.device)
+                moments.setdefault(node, into)
+            merged.add(node)
+            return batch_norm_recalibrate(x, into, given.weight, given.bias, eps=given.eps)
 
         given = islice(pipeline.epoch(0, placement=self._placement), batches)
-        for number, (x, _) in enumerate(given):
-            if not left_alone(pipeline, number, len(x)):
-                self._pass(x, self._all, normalise)
+        title = (progress or SilentProgress()).start(
+            "recalibrate", min(batches, pipeline.batches), "batches"
+        )
+        with title as task:
+            for number, (x, _) in enumerate(given):
+                if not left_alone(pipeline, number, len(x)):
+                    merged.clear()
+                    self._pass(x, self._all, normalise)
+                task.advance(1)
         self._statistics = {
             node: (found.mean.float(), found.variance().float()) for node, found in moments.items()
         }

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from image_files import feed_of, labels_of, photographs
 
 from fastprune.data import Feed, Images, PadCrop
@@ -33,4 +34,31 @@ def test_an_epoch_begins_at_no_batch_below_0(kind: str, held: str, feeds: dict[s
             labels_of(pipeline, 0, start)
     assert len(labels_of(pipeline, 0, 1)) == 1
     assert labels_of(pipeline, 0, 2) == []
+    pipeline.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("held", ["files", "memory"])
+def test_spread_images_are_the_same_ones_with_the_classes_in_proportion(
+    kind: str, held: str, feeds: dict[str, Feed]
+) -> None:
+    if kind == "dali":
+        if held == "memory":
+            pytest.skip("DALI feeds image files alone")
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    sides = np.repeat([0, 1], 4)
+    source = replace(feeds[held].source, labels=sides)
+    feed = replace(feeds[held], source=source, batch_size=2, shuffle=False)
+    pipeline = open_pipeline(feed, kind)  # type: ignore[arg-type]
+
+    def seen(**options: bool) -> tuple[list[list[int]], torch.Tensor]:
+        batches = list(pipeline.epoch(0, **options))
+        pixels = torch.cat([x.flatten(1).sum(1) for x, _ in batches])
+        return [y.tolist() for _, y in batches], pixels
+
+    (plain, before), (spread, after) = seen(), seen(spread=True)
+    assert plain == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    assert [sorted(labels) for labels in spread] == [[0, 1]] * 4
+    assert torch.equal(before.sort().values, after.sort().values)
+    assert seen(spread=True)[0] == spread
     pipeline.close()
