@@ -59,7 +59,7 @@ class PruningNet(nn.Module):
                 "genes: nobody has said what this network's weights are generated from"
             )
         bare = _without_statistics(network)
-        graph = trace(bare.eval(), example.cpu())
+        graph = trace(bare.eval(), example)
         others = {
             name: value
             for name, value in bare.named_parameters()
@@ -141,6 +141,8 @@ class PruningNet(nn.Module):
         self, layer: _Layer, genes: Sequence[Gene], shapes: Sequence[tuple[int, int]]
     ) -> list[Tensor]:
         """The layer's weights for each gene, cropped to ``shapes`` (output, input channels)."""
+        if not genes:
+            return []
         generator = self.generators[layer.number]
         assert isinstance(generator, _Generator)
         encodings = torch.from_numpy(self.encodings(layer, genes))
@@ -184,10 +186,9 @@ class GeneratedSubnets:
                 for row, shape in zip(rows, shapes, strict=True)
             ]
             new = {key: k for k, key in enumerate(keys) if key not in self._known}
+            first = list(new.values())
             made = net.generate(
-                layer,
-                [genes[k] for k in new.values()],
-                [shapes[k][layer.number] for k in new.values()],
+                layer, [genes[k] for k in first], [shapes[k][layer.number] for k in first]
             )
             there = dict(zip(new, made, strict=True))
             for key, row in zip(keys, weights, strict=True):

@@ -5,7 +5,7 @@ Liu et al., *MetaPruning: Meta Learning for Automatic Neural Network Channel Pru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +32,7 @@ from fastprune.methods._trials import TrialLog, front
 from fastprune.models import Network
 from fastprune.search import Evolution, Space
 from fastprune.training import TrainingOptions, fit, recalibrate_batch_norm
+from fastprune.training.options import Precision
 from fastprune.training.scored import ScoredEvaluator
 
 __all__ = ["MetaPruningOptions", "metapruning"]
@@ -62,6 +63,8 @@ class MetaPruningOptions(MethodOptions):
         batches: training batches from which every candidate's batch norm statistics are taken.
         racing: drop a candidate before it saw all validation images, once a paired test says that
             it will not be among the best ``select_num`` of its population.
+        precision: of the arithmetic while candidates are measured.
+        channels_last: memory format of the images while candidates are measured.
         memory_limit: bytes that the results of layers may take while candidates are measured.
     """
 
@@ -82,6 +85,8 @@ class MetaPruningOptions(MethodOptions):
     moves: Literal["id", "stage"] = "id"
     batches: int = Field(default=20, ge=1)
     racing: bool = False
+    precision: Precision = "auto"
+    channels_last: bool = True
     memory_limit: float = Field(default=4e9, ge=1e6)
 
     @property
@@ -108,7 +113,7 @@ class MetaPruningOptions(MethodOptions):
 
     @property
     def recipe(self) -> TrainingOptions:
-        """How the pruningnet is trained. Every step is of another structure, so none is captured."""
+        """How the pruningnet is trained; each step is of another structure, so none captured."""
         recipe = self.pruningnet or TrainingOptions(
             epochs=32,
             lr=0.1,
@@ -140,7 +145,7 @@ class MetaPruningOptions(MethodOptions):
             )
         if self.earlier is not None and self.pruningnet is not None:
             found.append(
-                "method.pruningnet: method.earlier has one that is trained; expected one of the two"
+                "method.pruningnet: that of method.earlier is trained; expected one of the two"
             )
         return found + _recipe_problems(self.pruningnet)
 
@@ -270,8 +275,8 @@ def _search(
         batches=options.batches,
         racing=options.select_num if options.racing else None,
         device=context.device,
-        precision=options.recipe.precision,
-        channels_last=options.recipe.channels_last,
+        precision=options.precision,
+        channels_last=options.channels_last,
         memory_limit=options.memory_limit,
         progress=context.progress,
     )
@@ -291,7 +296,7 @@ def _search(
         "measured": sum(trial.repeats is None for trial in trials),
         "given_up": sum(trial.stopped and trial.repeats is None for trial in trials),
         "images": sum(trial.images or 0 for trial in trials),
-        **evaluator.report,
+        "steps_shared": round(sum(trial.shared or 0.0 for trial in trials) / len(trials), 4),
         "front": front(trials),
     }
 

@@ -164,7 +164,7 @@ class SharedEvaluator:
         def normalise(node: int, x: Tensor, given: _Norm) -> Tensor:
             mean, variance = self._statistics.get(node, (given.mean, given.variance))
             return F.batch_norm(
-                x, mean, variance, given.weight, given.bias, given.mean is None, 0.0, given.eps
+                x, mean, variance, given.weight, given.bias, mean is None, 0.0, given.eps
             )
 
         return self._pass(x, self._all if candidates is None else tuple(candidates), normalise)
