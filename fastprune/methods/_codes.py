@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from fastprune.errors import BudgetError, PlanError
 from fastprune.graph import ChannelGraph
 from fastprune.graph.units import Units, units_by_group, units_by_stage
+from fastprune.models import Network
 from fastprune.records import Budget
 from fastprune.search import Space
 
 __all__ = [
     "METRICS",
     "SCALE",
-    "MakeUnits",
     "check_code",
     "reach_of",
     "space_of",
@@ -24,25 +24,24 @@ __all__ = [
     "within",
 ]
 
-MakeUnits = Callable[[ChannelGraph], Units]
-
 Limits = Mapping[str, float] | None
 
 # Columns of a cost model's rows, the last in bytes.
 METRICS, SCALE = ("macs", "params", "channels", "size_mb"), (1, 1, 1, 1e6)
 
 
-def units_of(choice: str, graph: ChannelGraph, table: MakeUnits | None) -> Units:
+def units_of(choice: str, graph: ChannelGraph, network: Network | None) -> Units:
     """What the numbers of a code govern.
 
     Args:
         choice: ``auto``, ``family``, ``group`` or ``stage``, as in `AbcOptions`.
         graph: the network's.
-        table: its family's own units, where there are any.
+        network: it, whose family may have units of its own.
 
     Raises:
         PlanError: the network has no table of its own and that was asked for.
     """
+    table = None if network is None else network.units
     if choice == "stage":
         return units_by_stage(graph)
     if choice == "family" and table is None:

@@ -1,4 +1,4 @@
-"""The loop between a search algorithm, which knows integers, and whoever trains candidates."""
+"""The loop between a search algorithm, which knows integers, and whoever evaluates candidates."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def search(
     *,
     forget: Callable[[set[str]], object],
     progress: Progress,
+    together: bool = False,
 ) -> Trial:
     """The best candidate of a whole search; one that was interrupted goes on.
 
@@ -48,6 +49,8 @@ def search(
         log: of earlier trials; those to come are added.
         forget: called with digests of plans whose trainings are of no use any more.
         progress: shows how far it is.
+        together: outcomes of one call of the evaluator follow from each other, as in racing: they
+            are written down at once, so that a search that goes on has all of them or none.
 
     Raises:
         CheckpointError: the log is of another search.
@@ -64,25 +67,30 @@ def search(
     title = progress.start("search", algorithm.evaluations, "candidates", done=len(log))
     with title as task:
         while asked := algorithm.ask():
-            for trial in _trials(asked, plan_of, graph, evaluator, log):
-                if trial.number not in log.trials:
-                    log.add(trial)
+            trials = _trials(asked, plan_of, graph, evaluator, log)
+            for known in [list(trials)] if together else ([trial] for trial in trials):
+                new = {trial.number for trial in known} - log.trials.keys()
+                log.add(*(trial for trial in known if trial.number in new))
+                for trial in known:
                     best = log.best or trial
-                    forget({trial.plan, spared or trial.plan} - {best.plan})
-                    spared = best.plan
-                    task.advance(1, best=best.fitness)
-                algorithm.tell(trial.number, trial.fitness)
-                trained = [trial for trial in log if trial.repeats is None]
-                enough = algorithm.done or len(trained) >= _HOPELESS
-                if enough and all(trial.diverged for trial in trained):
-                    raise TrainingError(
-                        f"method.fitness: none of the first {len(trained)} candidates could be "
-                        "trained, their losses are no finite numbers; try a lower lr, "
-                        "warmup_epochs or clip_grad_norm"
-                    )
+                    if trial.number in new:
+                        forget({trial.plan, spared or trial.plan} - {best.plan})
+                        spared = best.plan
+                        task.advance(1, best=best.fitness)
+                    algorithm.tell(trial.number, trial.fitness)
+                _check_finite(log, algorithm.done)
     if log.best is None:
         raise ValueError("the search asked about no candidate")
     return log.best
+
+
+def _check_finite(log: TrialLog, done: bool) -> None:
+    evaluated = [trial for trial in log if trial.repeats is None]
+    if (done or len(evaluated) >= _HOPELESS) and all(trial.diverged for trial in evaluated):
+        raise TrainingError(
+            f"method.fitness: none of the first {len(evaluated)} candidates came to finite "
+            "numbers; where they are trained, try a lower lr, warmup_epochs or clip_grad_norm"
+        )
 
 
 def _trials(
@@ -140,6 +148,7 @@ def _trial(
         stopped=outcome.stopped,
         diverged=outcome.diverged,
         images=outcome.images,
+        common=None if outcome.common is None else round(outcome.common, 4),
     )
 
 

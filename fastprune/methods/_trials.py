@@ -5,7 +5,9 @@ It is all that a search keeps: told again in the same order, it is where it was.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +38,8 @@ class Trial:
         stopped: whether it was given up before its last epoch, or the last image.
         diverged: whether it came to numbers that are not finite; fitness is then 0.
         images: that fitness was measured on; None says all of the split, 0 that it was known.
+        common: share of its steps that were run for candidates before it; None where each
+            candidate is run by itself.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -54,6 +58,7 @@ class Trial:
     stopped: bool = False
     diverged: bool = False
     images: int | None = None
+    common: float | None = None
 
 
 _TRIAL = TypeAdapter(Trial)
@@ -97,15 +102,21 @@ class TrialLog:
         """The trial that evaluated a plan."""
         return self._by_plan.get(digest)
 
-    def add(self, trial: Trial) -> None:
-        """Appends a trial; no end of this process loses it any more.
+    def add(self, *trials: Trial) -> None:
+        """Appends trials, all or none; no end of this process loses them any more.
 
         Nobody waits for the disk: a machine that goes down loses what came in its last half
         minute, and those candidates are trained again.
         """
-        with self._path.open("ab") as stream:
-            stream.write(json.dumps(asdict(trial)).encode() + b"\n")
-        self._note(trial)
+        if not trials:
+            return
+        lines = b"".join(json.dumps(asdict(trial)).encode() + b"\n" for trial in trials)
+        # In one write, which no kill comes into the middle of.
+        with self._path.open("ab", buffering=0) as stream:
+            if stream.write(lines) != len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        for trial in trials:
+            self._note(trial)
 
     def _note(self, trial: Trial) -> None:
         self.trials[trial.number] = trial

@@ -296,7 +296,7 @@ def _search(
         "measured": sum(trial.repeats is None for trial in trials),
         "given_up": sum(trial.stopped and trial.repeats is None for trial in trials),
         "images": sum(trial.images or 0 for trial in trials),
-        "steps_shared": round(sum(trial.shared or 0.0 for trial in trials) / len(trials), 4),
+        "steps_in_common": round(sum(trial.common or 0.0 for trial in trials) / len(trials), 4),
         "front": front(trials),
     }
 

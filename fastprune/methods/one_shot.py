@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastprune import criteria
 from fastprune.artifact import load_state, restore, save_state
 from fastprune.data import Placement
-from fastprune.errors import FastpruneError, nearest
+from fastprune.errors import FastpruneError, TrainingError, nearest
 from fastprune.files import write_json
 from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, solve, trace
 from fastprune.methods import (
@@ -25,9 +25,12 @@ from fastprune.methods import (
     PruneOptions,
     registry,
 )
+from fastprune.methods._scoring import recalibrated_state, scorer
+from fastprune.options import expecting
 from fastprune.pruning import measure_latency
 from fastprune.records import Budget
 from fastprune.training import fit
+from fastprune.training.evaluator import Request
 
 __all__ = ["OneShotOptions", "one_shot"]
 
@@ -36,7 +39,12 @@ class OneShotOptions(MethodOptions):
     """Options of one-shot and gradual pruning.
 
     Attributes:
-        criterion: how channels are scored.
+        criterion: how channels are scored; of several, the one is taken whose plan keeps the
+            highest accuracy on the validation images.
+        evaluator: ``shared`` for several criteria: their plans' batch norm statistics are taken
+            anew and their inherited weights measured, steps in common once.
+        recalibrate_batches: training batches of these statistics, 0 to keep those inherited; None
+            is 10.
         batches: training batches that a criterion which looks at data gets to see.
         iterations: rounds; with several, each takes the same factor off every budget and scores
             anew.
@@ -44,18 +52,32 @@ class OneShotOptions(MethodOptions):
     """
 
     name: Literal["one_shot"] = "one_shot"
-    criterion: str = "l1"
+    criterion: Annotated[
+        str | tuple[str, ...], expecting("a criterion by name, or a list of several")
+    ] = "l1"
+    evaluator: Literal["shared"] | None = None
+    recalibrate_batches: int | None = Field(default=None, ge=0)
     batches: int = Field(default=10, ge=1)
     iterations: int = Field(default=1, ge=1)
     finetune_between: int = Field(default=0, ge=0)
 
     @field_validator("criterion")
     @classmethod
-    def _known(cls, given: str) -> str:
-        if given not in criteria.registry:
-            known = criteria.registry.names()
-            raise ValueError(f"unknown criterion {given!r}{nearest(given, known)}")
+    def _known(cls, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for name in (given,) if isinstance(given, str) else given:
+            if name not in criteria.registry:
+                known = criteria.registry.names()
+                raise ValueError(f"unknown criterion {name!r}{nearest(name, known)}")
         return given
+
+    @property
+    def all_criteria(self) -> tuple[str, ...]:
+        """All that are asked for."""
+        return (self.criterion,) if isinstance(self.criterion, str) else self.criterion
+
+    @property
+    def needs_validation(self) -> bool:
+        return not isinstance(self.criterion, str)
 
     def problems(self, prune: PruneOptions) -> list[str]:
         found = []
@@ -63,6 +85,25 @@ class OneShotOptions(MethodOptions):
             found.append("prune.budget: one_shot needs a budget, such as {macs: 0.5}, or ratios")
         if self.finetune_between and self.iterations == 1:
             found.append("method.finetune_between: has no effect with iterations 1")
+        if isinstance(self.criterion, str):
+            found += [
+                f"method.{name}: chooses between several criteria, and method.criterion is one"
+                for name in ("evaluator", "recalibrate_batches")
+                if getattr(self, name) is not None
+            ]
+            return found
+        if len(self.criterion) < 2 or len(set(self.criterion)) < len(self.criterion):
+            found.append(
+                "method.criterion: expected one by name, or several different ones, got "
+                f"{list(self.criterion)}"
+            )
+        if self.evaluator is None:
+            found.append("method.evaluator: expected shared where method.criterion are several")
+        if self.iterations > 1:
+            found.append(
+                "method.iterations: expected 1 where method.criterion are several, got "
+                f"{self.iterations}"
+            )
         return found
 
 
@@ -73,19 +114,47 @@ def one_shot(context: MethodContext, options: OneShotOptions) -> MethodResult:
     A round that has ended is on disk, so an interrupted call goes on after it.
 
     Raises:
-        FastpruneError: fine-tuning between rounds without fine-tuning options, or a budget that
-            cannot be met.
+        FastpruneError: fine-tuning between rounds without fine-tuning options, a budget that
+            cannot be met, or several criteria and no validation images to choose by.
     """
     if options.finetune_between and context.finetune is None:
         raise FastpruneError(
             "method.finetune_between: borrows its recipe from finetune, which is not given"
         )
+    if not isinstance(options.criterion, str):
+        return _best(context, options)
     if options.iterations == 1:
         plan = _round(context, options, context.model, context.graph, context.prune.budget, 0)
         return MethodResult(plan, context.model)
     plan, state = _rounds(context, options)
     trained = state if options.finetune_between else None
     return MethodResult(plan, context.model, trained, notes={"iterations": options.iterations})
+
+
+def _best(context: MethodContext, options: OneShotOptions) -> MethodResult:
+    """Of each criterion's plan the one with the highest accuracy, the first of equals."""
+    requests = []
+    for name in options.all_criteria:
+        one = options.model_copy(update={"criterion": name})
+        plan = _round(context, one, context.model, context.graph, context.prune.budget, 0)
+        requests.append(Request(plan, name=name))
+    evaluator = scorer(context, options.recalibrate_batches)
+    outcomes = [outcome for _, outcome in evaluator.outcomes(requests)]
+    if all(outcome.diverged for outcome in outcomes):
+        raise TrainingError("method.criterion: no criterion's network gives finite numbers")
+    best = max(range(len(outcomes)), key=lambda place: (outcomes[place].fitness, -place))
+    scores = {name: o.fitness for name, o in zip(options.all_criteria, outcomes, strict=True)}
+    told = ", ".join(f"{name} {fitness:.2f} %" for name, fitness in scores.items())
+    context.progress.note(
+        f"criteria by validation accuracy, not fine-tuned: {told}; taking {requests[best].name}"
+    )
+    plan = requests[best].plan
+    return MethodResult(
+        plan,
+        context.model,
+        pruned_state=recalibrated_state(context, plan, options.recalibrate_batches),
+        notes={"criterion": requests[best].name, "fitness": scores},
+    )
 
 
 def _rounds(
@@ -126,7 +195,8 @@ def _round(
     prune = context.prune
     generator = torch.Generator().manual_seed(context.seed + number)
     batches = islice(_batches(context, number), options.batches)
-    scores = criteria.score(options.criterion, model, graph, batches=batches, generator=generator)
+    (criterion,) = options.all_criteria
+    scores = criteria.score(criterion, model, graph, batches=batches, generator=generator)
 
     def measure(plan: PruningPlan) -> float:
         return measure_latency(

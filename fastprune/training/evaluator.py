@@ -69,6 +69,8 @@ class Outcome:
         stopped: whether it was given up before the last epoch, or the last image.
         diverged: whether its loss, weights or logits were no longer finite; fitness is then 0.
         images: that fitness was measured on; None says all of the split.
+        common: share of its steps that candidates measured with it had too, and that were not run
+            for it; None where each is run by itself.
     """
 
     fitness: float
@@ -77,6 +79,7 @@ class Outcome:
     stopped: bool = False
     diverged: bool = False
     images: int | None = None
+    common: float | None = None
 
 
 class TrainedEvaluator:

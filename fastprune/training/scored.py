@@ -118,7 +118,8 @@ class ScoredEvaluator:
         run, alone = shared.steps
         self._steps = self._steps[0] + run, self._steps[1] + alone
         seconds = (time.perf_counter() - begun) / len(requests)
-        for request, (fitness, images, dropped, finite) in zip(requests, found, strict=True):
+        rows = zip(requests, found, shared.common, strict=True)
+        for request, (fitness, images, dropped, finite), common in rows:
             yield (
                 request,
                 Outcome(
@@ -128,6 +129,7 @@ class ScoredEvaluator:
                     stopped=dropped,
                     diverged=not finite,
                     images=images,
+                    common=common,
                 ),
             )
 

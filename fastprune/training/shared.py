@@ -114,6 +114,16 @@ class SharedEvaluator:
         return 1 - run / alone
 
     @property
+    def common(self) -> list[float]:
+        """Of each candidate, the share of its steps that candidates before it have too."""
+        seen: set[int] = set()
+        found = []
+        for path in self._union.paths:
+            found.append(len(seen.intersection(path)) / len(path))
+            seen.update(path)
+        return found
+
+    @property
     def steps(self) -> tuple[int, int]:
         """Steps that are run, and those of all candidates one by one."""
         paths = self._union.paths

@@ -19,12 +19,13 @@ from fastprune.graph import ChannelGraph, apply_plan, trace
 from fastprune.graph.units import units_by_name
 from fastprune.methods import MethodContext, MethodResult, PruneOptions
 from fastprune.methods._codes import check_code, space_of, units_of
+from fastprune.methods._inherit import channel_order, plan_of
 from fastprune.methods._trials import Trial, TrialLog
 from fastprune.methods.abc import AbcOptions, abc
-from fastprune.models import resolve
+from fastprune.models import Network, resolve
 from fastprune.testing.methods import TinyResidual, method_context
 from fastprune.testing.surgery import fill
-from fastprune.training import TrainingOptions, evaluate
+from fastprune.training import TrainingOptions, evaluate, recalibrate_batch_norm
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("abc_*.yaml"))
 SMALL: dict[str, Any] = {
@@ -34,6 +35,7 @@ SMALL: dict[str, Any] = {
     "calfitness_epoch": 1,
     "fitness": {"lr": 0.05, "schedule": "constant"},
 }
+SCORED: dict[str, Any] = {"evaluator": "shared", "calfitness_epoch": 0}
 NOTHING = PruneOptions()
 
 
@@ -78,6 +80,23 @@ def searched(
         ({"fitness": {"compile": True}}, {}, ["method.fitness.compile: every candidate is ano"]),
         ({"fitness": {"distill": {}}}, {}, ["method.fitness.distill: candidates are trained"]),
         ({"fitness": {"epochs": 2}}, {"keep": ("stem",), "budget": {"macs": 0.5}}, []),
+        ({"calfitness_epoch": 0}, {}, ["method.calfitness_epoch: evaluator trained trains cand"]),
+        ({"recalibrate_batches": 5}, {}, ["method.recalibrate_batches: for evaluator shared; wi"]),
+        (
+            {"evaluator": "shared"},
+            {},
+            ["method.evaluator: shared trains nothing; expected calfitness_epoch 0, got 2"],
+        ),
+        (
+            {**SCORED, "fitness": {"lr": 0.1}, "racing": True, "parallel": 2},
+            {},
+            [
+                "method.fitness: a recipe of training, and evaluator shared trains nothing",
+                "method.racing: stops trainings, and evaluator shared trains nothing",
+                "method.parallel: evaluator shared measures all candidates of a phase in one",
+            ],
+        ),
+        ({**SCORED, "recalibrate_batches": 0}, {}, []),
     ],
 )
 def test_options_that_do_not_go_together(
@@ -325,7 +344,8 @@ def test_what_a_number_of_a_code_governs(graph: ChannelGraph) -> None:
         return units_by_name(graph, r"(conv1)")
 
     def names(units: str, own: Callable[[ChannelGraph], Any] | None) -> tuple[str, ...]:
-        return units_of(units, graph, own).names
+        network = Network("tiny", TinyResidual, units=own)
+        return units_of(units, graph, network).names
 
     groups = tuple(group.name for group in graph.groups)
     assert names("auto", table) == names("family", table) == ("conv1",)
@@ -365,6 +385,69 @@ def test_how_long_it_may_take_is_said_before_and_on_going_on(tmp_path: Path) -> 
     assert "trained so far took" in again
 
 
+def scored(folder: Path, **given: Any) -> tuple[MethodResult, list[Trial], MethodContext]:
+    return searched(folder, **{**SCORED, "fitness": None, **given})
+
+
+@pytest.mark.parametrize("order", ["batched", "published"])
+@pytest.mark.parametrize(("split", "metric"), [("validation", "top1"), ("test", "top5")])
+def test_scored_candidates_are_those_recalibrated_and_measured_one_by_one(
+    tmp_path: Path, order: str, split: str, metric: str
+) -> None:
+    result, trials, context = scored(
+        tmp_path, order=order, fitness_split=split, fitness_metric=metric, recalibrate_batches=2
+    )
+    pipeline = context.splits.parts[split]
+    graph, device = context.graph, torch.device("cpu")
+    for trial in trials:
+        keep = plan_of(graph, trial.widths, channel_order("l1", context.model, graph, seed=0))
+        assert keep.digest == trial.plan
+        small = apply_plan(context.model, graph, keep)
+        recalibrate_batch_norm(small, context.splits.train, 2, device)
+        metrics = evaluate(small, pipeline, device=device)
+        assert trial.fitness == getattr(metrics, metric)
+        assert trial.epochs == 0
+        assert trial.images == (metrics.images if trial.repeats is None else 0)
+        if trial.plan == result.plan.digest:
+            best = small.state_dict()
+    assert result.pruned_state is not None
+    assert list(result.pruned_state) == list(best)
+    assert all(torch.equal(best[name], t) for name, t in result.pruned_state.items())
+    assert result.notes["fitness"] == max(trial.fitness for trial in trials)
+    assert result.notes["scored"] == len({trial.plan for trial in trials})
+    assert "trained" not in result.notes
+    assert not (tmp_path / "candidates").exists()
+
+
+def test_a_scored_search_goes_on_where_it_was(tmp_path: Path) -> None:
+    whole, trials, _ = scored(tmp_path)
+    file = tmp_path / "trials.jsonl"
+    for lines in (0, 1, 4, len(trials)):
+        kept = file.read_bytes().splitlines(keepends=True)[:lines]
+        file.write_bytes(b"".join(kept))
+        again, trials_again, _ = scored(tmp_path)
+
+        assert again.plan == whole.plan
+        assert again.notes == whole.notes
+        assert [replace(t, seconds=0) for t in trials_again] == [
+            replace(t, seconds=0) for t in trials
+        ]
+        assert again.pruned_state is not None
+        assert whole.pruned_state is not None
+        for name, tensor in whole.pruned_state.items():
+            assert torch.equal(tensor, again.pruned_state[name])
+
+
+def test_options_of_a_scored_search_are_read_again() -> None:
+    options = AbcOptions.model_validate(SCORED)
+
+    assert not options.recipes
+    assert options.needs_validation
+    assert AbcOptions.model_validate(options.model_dump(mode="json")) == options
+    # Refused with its problems and not before.
+    assert not AbcOptions(calfitness_epoch=0, fitness={"lr": 0.1}).recipes
+
+
 # The published experiments: the highest tenth a code may have, and its number of units.
 PUBLISHED = {
     "abc_vgg16_cifar10": (8, 13),
@@ -398,7 +481,7 @@ def test_the_configurations_are_valid(path: Path, tmp_path: Path) -> None:
     graph = trace(model, torch.zeros(1, *found.input_shape))
 
     assert found.units is not None
-    units = units_of(options.units, graph, found.units)
+    units = units_of(options.units, graph, found)
     assert (options.max_preserve, len(units)) == PUBLISHED[path.stem]
     options.check(graph, config.prune, found)
     with pytest.raises(PlanError, match="keeps every channel"):

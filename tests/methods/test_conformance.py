@@ -25,11 +25,13 @@ CASES: dict[str, list[tuple[dict[str, Any], PruneOptions | None]]] = {
         ({**COLONY, "order": "published", "fitness_metric": "top5"}, HALF),
         ({**COLONY, "search": "random", "units": "stage", "fitness_split": "test"}, None),
         ({"code": "5 5", "inherit": "first"}, None),
+        ({**COLONY, "evaluator": "shared", "calfitness_epoch": 0}, HALF),
     ],
     "one_shot": [
         ({}, HALF),
         ({"criterion": "taylor", "batches": 2}, HALF),
         ({"criterion": "random", "iterations": 2, "finetune_between": 1}, HALF),
+        ({"criterion": ["l1", "random"], "evaluator": "shared"}, HALF),
     ],
     "slimming": [
         ({"train": TRAIN, "ratio": 0.4}, None),

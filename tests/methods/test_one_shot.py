@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fastprune import data, models
 from fastprune.errors import FastpruneError
 from fastprune.methods import MethodContext, PruneOptions
 from fastprune.methods.one_shot import OneShotOptions, one_shot
-from fastprune.training import TrainingOptions
+from fastprune.training import TrainingOptions, evaluate, recalibrate_batch_norm
 from fastprune.training.progress import SilentProgress
 
 FINETUNE = TrainingOptions(epochs=4, lr=0.05)
@@ -154,3 +155,110 @@ def test_fine_tuning_between_rounds_needs_a_recipe(tmp_path: Path, splits: data.
 
     with pytest.raises(FastpruneError, match="borrows its recipe from finetune"):
         one_shot(here, OneShotOptions(iterations=2, finetune_between=1))
+
+
+def one_by_one(here: MethodContext, plan: fp.PruningPlan, batches: int) -> tuple[nn.Module, float]:
+    small = fp.apply_plan(here.model, here.graph, plan)
+    recalibrate_batch_norm(small, here.splits.train, batches, here.device)
+    assert here.splits.validation is not None
+    return small, evaluate(small, here.splits.validation, device=here.device).top1
+
+
+@pytest.fixture(scope="module")
+def validated() -> data.Splits:
+    options = data.DataOptions(train_limit=256, validation=100, test_limit=32, batch_size=32)
+    return data.load(options, 0)
+
+
+def test_of_several_criteria_the_one_that_keeps_most_accuracy_is_taken(
+    tmp_path: Path, validated: data.Splits
+) -> None:
+    names = ("random", "l1", "taylor")
+    here = context(tmp_path, validated, budget={"macs": 0.5})
+    notes: list[str] = []
+
+    class Noting(SilentProgress):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    options = OneShotOptions(criterion=names, evaluator="shared", recalibrate_batches=3, batches=2)
+    assert options.problems(here.prune) == []
+    assert options.needs_validation
+    result = one_shot(replace(here, progress=Noting()), options)
+    found = {}
+    for name in names:
+        plan = one_shot(here, OneShotOptions(criterion=name, batches=2)).plan
+        found[name] = (plan, *one_by_one(here, plan, 3))
+    best = max(names, key=lambda name: found[name][2])
+
+    assert result.notes == {
+        "criterion": best,
+        "fitness": {name: found[name][2] for name in names},
+    }
+    plan, small, _ = found[best]
+    assert result.plan == plan
+    assert result.pruned_state is not None
+    for name, tensor in small.state_dict().items():
+        assert torch.equal(result.pruned_state[name], tensor), name
+    (line,) = notes
+    assert line.startswith("criteria by validation accuracy, not fine-tuned: random ")
+    assert line.endswith(f"; taking {best}")
+
+
+def test_of_equal_criteria_the_first_is_taken(tmp_path: Path, validated: data.Splits) -> None:
+    # Without a head every network says the same.
+    here = context(tmp_path, validated, budget={"macs": 0.5})
+    for module in here.model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.weight)
+    options = OneShotOptions(criterion=("random", "l1"), evaluator="shared")
+
+    assert one_shot(here, options).notes["criterion"] == "random"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"criterion": ["l1", "taylor"]}, ["method.evaluator: expected shared where method.crit"]),
+        ({"criterion": ["l1"], "evaluator": "shared"}, ["method.criterion: expected one by name"]),
+        (
+            {"criterion": ["l1", "l1"], "evaluator": "shared"},
+            ["method.criterion: expected one by name, or several different ones, got ['l1', 'l1'"],
+        ),
+        (
+            {"criterion": ["l1", "taylor"], "evaluator": "shared", "iterations": 2},
+            ["method.iterations: expected 1 where method.criterion are several, got 2"],
+        ),
+        (
+            {"evaluator": "shared", "recalibrate_batches": 3},
+            [
+                "method.evaluator: chooses between several criteria, and method.criterion is one",
+                "method.recalibrate_batches: chooses between several criteria",
+            ],
+        ),
+        ({"criterion": ["l1", "taylor"], "evaluator": "shared"}, []),
+    ],
+)
+def test_several_criteria_that_do_not_go_together(
+    given: dict[str, Any], expected: list[str]
+) -> None:
+    options = OneShotOptions.model_validate(given)
+    found = options.problems(PruneOptions(budget={"macs": 0.5}))
+
+    assert len(found) == len(expected)
+    for problem, beginning in zip(found, expected, strict=True):
+        assert problem.startswith(beginning)
+    assert OneShotOptions.model_validate(options.model_dump(mode="json")) == options
+
+
+def test_an_unknown_one_of_several_criteria_is_named() -> None:
+    with pytest.raises(ValueError, match=r"unknown criterion 'l3'; "):
+        OneShotOptions.model_validate({"criterion": ["l1", "l3"]})
+    assert not OneShotOptions().needs_validation
+
+
+def test_several_criteria_need_validation_images(tmp_path: Path, splits: data.Splits) -> None:
+    here = context(tmp_path, replace(splits, validation=None), budget={"macs": 0.5})
+
+    with pytest.raises(FastpruneError, match=r"looks at validation images"):
+        one_shot(here, OneShotOptions(criterion=("l1", "random"), evaluator="shared"))

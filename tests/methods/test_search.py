@@ -85,6 +85,7 @@ def run(
     evaluator: Fake | None = None,
     algorithm: SearchAlgorithm | None = None,
     store: Store | None = None,
+    together: bool = False,
 ) -> Trial:
     return search(
         algorithm or colony(),
@@ -94,6 +95,7 @@ def run(
         TrialLog(path),
         forget=(store or Store()).forget,
         progress=SilentProgress(),
+        together=together,
     )
 
 
@@ -189,6 +191,26 @@ def test_the_rival_is_named_by_its_plan(tmp_path: Path) -> None:
         assert request.rival == (None if rival is None else trials[rival].plan)
         assert trials[number].plan == request.plan.digest
     assert any(request.rival for request in evaluator.requests)
+
+
+def test_outcomes_that_follow_from_each_other_are_there_together_or_not(tmp_path: Path) -> None:
+    whole, one_by_one = Fake(), Fake()
+    best = run(tmp_path / "a", whole, together=True)
+    assert run(tmp_path / "b", one_by_one) == best
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+    for kill_after in (2, 5, 6, 7):
+        (tmp_path / "c").unlink(missing_ok=True)
+        with pytest.raises(Killed):
+            run(tmp_path / "c", Fake(kill_after=kill_after), together=True)
+        there, trials = len(TrialLog(tmp_path / "c")), list(TrialLog(tmp_path / "a"))
+        # Whole phases alone.
+        assert there == 0 or trials[there - 1].phase != trials[there].phase
+    again = Fake()
+    assert run(tmp_path / "c", again, together=True) == best
+    known = sum(trial.repeats is None for trial in trials[:there])
+    assert again.requests == whole.requests[known:]
+    assert (tmp_path / "c").read_bytes() == (tmp_path / "a").read_bytes()
 
 
 def test_the_log_of_another_search_is_refused(tmp_path: Path) -> None:

@@ -129,3 +129,22 @@ def test_a_plan_is_known_by_the_trial_that_evaluated_it(tmp_path: Path) -> None:
         assert known is not None
         assert known.number == 0
     assert log.of_plan("other") is None
+
+
+def test_several_are_added_at_once_and_images_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    trials = [trial(0, 10.0, images=500, stopped=True), trial(1, 20.0, images=1000), trial(2, 5.0)]
+    log = TrialLog(path)
+    log.add(*trials)
+    log.add()
+
+    assert log.best == trials[1]
+    assert list(TrialLog(path)) == trials
+
+
+def test_lines_of_before_images_were_counted_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    old = {name: value for name, value in asdict(trial(0, 10.0)).items() if name != "images"}
+    path.write_text(json.dumps(old) + "\n")
+
+    assert list(TrialLog(path)) == [trial(0, 10.0)]
