@@ -11,7 +11,7 @@ from torch import nn
 
 from fastprune import data
 from fastprune.artifact import restore
-from fastprune.graph import apply_plan, mask_plan, trace
+from fastprune.graph import ChannelGraph, GeneTable, apply_plan, gene_table, mask_plan, trace
 from fastprune.methods import (
     MethodContext,
     MethodOptions,
@@ -19,6 +19,7 @@ from fastprune.methods import (
     PruneOptions,
     registry,
 )
+from fastprune.models import Network
 from fastprune.testing.surgery import fill
 from fastprune.training import TrainingOptions
 from fastprune.training.progress import SilentProgress
@@ -69,6 +70,19 @@ def method_context(folder: Path, options: MethodOptions, prune: PruneOptions) ->
         finetune=TrainingOptions(epochs=1, lr=0.05),
         progress=SilentProgress(),
         reopen=_opened,
+        network=Network("tiny", TinyResidual, genes=_genes),
+    )
+
+
+def _genes(graph: ChannelGraph) -> GeneTable:
+    """One free id, of the channels inside the block; the head reads the others."""
+    return gene_table(
+        graph,
+        {"stem": ["stem"], "conv1": ["conv1"]},
+        outputs=["stem"],
+        middles=["conv1"],
+        whole=["stem"],
+        encodings={"stem": ([None], 4), "conv1": (["conv1"], 4), "conv2": (["conv1"], 4)},
     )
 
 

@@ -17,6 +17,14 @@ TRAIN = {"epochs": 1, "lr": 0.05}
 HALF = PruneOptions(budget={"macs": 0.5})
 
 COLONY = {"food_number": 2, "max_cycle": 1, "food_limit": 1, "calfitness_epoch": 1}
+EVOLUTION = {
+    "pruningnet": TRAIN,
+    "population": 3,
+    "select_num": 2,
+    "mutation_num": 1,
+    "crossover_num": 1,
+    "iterations": 2,
+}
 
 # Options that send each method through all of its parts.
 CASES: dict[str, list[tuple[dict[str, Any], PruneOptions | None]]] = {
@@ -26,6 +34,12 @@ CASES: dict[str, list[tuple[dict[str, Any], PruneOptions | None]]] = {
         ({**COLONY, "search": "random", "units": "stage", "fitness_split": "test"}, None),
         ({"code": "5 5", "inherit": "first"}, None),
         ({**COLONY, "evaluator": "shared", "calfitness_epoch": 0}, HALF),
+    ],
+    "metapruning": [
+        ({**EVOLUTION}, HALF),
+        ({**EVOLUTION, "weights": "generated", "racing": True, "moves": "stage"}, None),
+        ({"gene": "30 7"}, None),
+        ({"gene": "30 7", "weights": "generated", "pruningnet": TRAIN}, HALF),
     ],
     "one_shot": [
         ({}, HALF),
