@@ -45,6 +45,22 @@ GIVEN: dict[str, Any] = {
     "latency": {"repeats": 0},
 }
 RACING = GIVEN | {"method": GIVEN["method"] | {"racing": True, "order": "published"}}
+EVOLUTION = {key: value for key, value in GIVEN.items() if key != "baseline"} | {
+    "model": {"name": "resnet20_cifar", "options": {"depth": 8, "shortcut": "B"}},
+    "method": {
+        "name": "metapruning",
+        "pruningnet": TRAIN | {"epochs": 2},
+        "population": 4,
+        "select_num": 2,
+        "mutation_num": 2,
+        "crossover_num": 1,
+        "iterations": 4,
+        "batches": 1,
+        "weights": "generated",
+        "racing": True,
+    },
+    "prune": {"budget": {"macs": 0.5}},
+}
 ONE_SHOT = GIVEN | {"method": "one_shot", "prune": {"budget": {"macs": 0.5}}}
 MEASURED = ("latency", "seconds", "kills", "warnings", "command", "directory")
 RESULTS = (
@@ -83,7 +99,9 @@ def hold_the_same(folder: Path, whole: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "kills"), [(GIVEN, 10), (RACING, 5)], ids=["batched", "published, racing"]
+    ("given", "kills"),
+    [(GIVEN, 10), (RACING, 5), (EVOLUTION, 5)],
+    ids=["batched", "published, racing", "evolution"],
 )
 def test_killed_ten_times_at_random_in_the_search_it_ends_the_same(
     server: Any, given: dict[str, Any], kills: int, tmp_path: Path
