@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastprune.files import write_atomically
+from fastprune.methods._trials import TrialLog, front
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +23,8 @@ _PHASES = {
     "onlooker": "tab:orange",
     "scout": "tab:green",
     "random": "tab:gray",
+    "mutation": "tab:blue",
+    "crossover": "tab:orange",
 }
 
 
@@ -46,7 +49,7 @@ def plot_channels(path: Path, full: Mapping[str, int], kept: Mapping[str, int]) 
 
 
 def plot_search(path: Path, trials: Path) -> None:
-    """Fitness over the candidates with the best so far, and MACs against fitness.
+    """Fitness over the candidates with the best so far, and MACs against fitness with the front.
 
     Args:
         path: of the PNG file.
@@ -63,6 +66,14 @@ def plot_search(path: Path, trials: Path) -> None:
         over.scatter(_column(part, "number"), fitness, s=12, color=color, label=phase)
         macs = [row["cost"]["macs"] / 1e6 for row in part]
         against.scatter(macs, fitness, s=12, color=color, label=phase)
+    edge = front(TrialLog(trials, read_only=True))
+    against.step(
+        [row["macs"] / 1e6 for row in edge],
+        _column(edge, "fitness"),
+        where="post",
+        color="black",
+        linewidth=0.8,
+    )
     best = list(accumulate(_column(rows, "fitness"), max))
     over.step(_column(rows, "number"), best, where="post", color="black", label="best so far")
     over.set_xlabel("candidate")
