@@ -28,7 +28,7 @@ from fastprune.training.evaluator import Request
 from fastprune.training.scored import ScoredEvaluator
 from fastprune.training.shared import inherited_subnets
 
-K, BATCH, RECALIBRATED, MEASURED = 32, 48, 2, 144
+K, BATCH, RECALIBRATED, MEASURED = 32, 48, 2, 480
 CPU = torch.device("cpu")
 RIVAL = "cut out, recalibrated and measured one by one"
 
