@@ -287,6 +287,7 @@ def _search(
         evaluator,
         log,
         forget=_nothing_kept,
+        together=True,
         progress=context.progress,
     )
     trials = list(log)
