@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastprune.errors import PlanError
-from fastprune.graph import GeneTable, gene_scales, gene_table, trace
+from fastprune.graph import GeneTable, apply_plan, gene_scales, gene_table, trace
 from fastprune.methods._pruningnet import GeneratedSubnets, PruningNet
 from fastprune.models import resolve
 
@@ -87,20 +87,24 @@ def test_a_gene_is_run_as_the_pruned_network_with_its_generated_weights(net: Pru
     torch.manual_seed(1)
     plans = [net.table.plan(net.draw()) for _ in range(3)]
     subnets = list(GeneratedSubnets(net)(plans))
+    whole = net.module([layer.shape[:2] for layer in net.layers])
 
     for plan, subnet in zip(plans, subnets, strict=True):
         weights = {name: tensor for name, (_, tensor) in subnet.weights.items()}
-        for name, parameter in subnet.module.named_parameters():
-            assert weights[name].shape == parameter.shape, name
-        alone = torch.func.functional_call(subnet.module, weights, (x,))
-        assert torch.equal(net.run(x, net.table.gene(plan.widths())), alone)
+        small = apply_plan(whole, net.graph, plan)
+        for module in (small, subnet.module):
+            for name, parameter in module.named_parameters():
+                assert weights[name].shape == parameter.shape, name
+            alone = torch.func.functional_call(module, weights, (x,))
+            assert torch.equal(net.run(x, net.table.gene(plan.widths())), alone)
 
 
 @torch.no_grad()
 def test_widths_are_those_of_the_pruned_network(net: PruningNet) -> None:
     for _ in range(5):
         gene = net.draw()
-        small = net.module(net.table.plan(gene))
+        whole = net.module([layer.shape[:2] for layer in net.layers])
+        small = apply_plan(whole, net.graph, net.table.plan(gene))
         weights = [small.get_parameter(f"{layer.name}.weight") for layer in net.layers]
         assert [tuple(weight.shape[:2]) for weight in weights] == net.shapes([gene])[0]
 
