@@ -6,32 +6,38 @@ with CIFAR-10 and WEIGHTS the published ones of ResNet-20, resnet20-12fca82f.th.
 Two populations of ResNet-20's candidates at half the MACs, one random and one bred from it, are
 measured on 2,000 test images of CIFAR-10 with the weights they inherit; then many populations and
 orders of images are drawn from what each candidate got right. A few minutes on one core.
+
+``... racing.py ROOT RUN``, where RUN is the directory of a run of
+metapruning_resnet20_cifar10.yaml, does so with the first and the last candidates of its search and
+the weights that its pruningnet generates.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from bench_shared import CPU, K, Setting
 from numpy.typing import NDArray
 
-from fastprune.data import DataOptions, Placement, load
+from fastprune import models, trace
+from fastprune.artifact import load_state, restore
+from fastprune.data import DataOptions, Placement, Splits, load
+from fastprune.methods._pruningnet import GeneratedSubnets, PruningNet
+from fastprune.methods._trials import TrialLog
 from fastprune.search import Evolution
 from fastprune.training._racing import Racing
+from fastprune.training._union import Subnet
 from fastprune.training.shared import SharedEvaluator, inherited_subnets
 
 LEADERS, IMAGES, RECALIBRATED = 10, 2000, 4
 
 
-def measured(root: str, weights: str) -> list[NDArray[np.bool_]]:
-    """``[K, IMAGES]`` of each population: what each candidate gets right."""
-    made = Setting.made()
-    state = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
-    model = made.model
-    model.load_state_dict({name.removeprefix("module."): t for name, t in state.items()})
+def images(root: str) -> Splits:
     options = DataOptions(
         name="cifar10",
         root=root,
@@ -40,7 +46,43 @@ def measured(root: str, weights: str) -> list[NDArray[np.bool_]]:
         validation=0,
         test_limit=IMAGES,
     )
-    splits = load(options, 0)
+    return load(options, 0)
+
+
+def right_of(subnets: Iterable[Subnet], splits: Splits) -> NDArray[np.bool_]:
+    """``[K, IMAGES]``: what each candidate gets right."""
+    shared = SharedEvaluator(subnets, torch.zeros(1, 3, 32, 32), device=CPU)
+    shared.recalibrate(splits.train, RECALIBRATED)
+    right = []
+    for x, y in splits.test.epoch(0, placement=Placement(CPU)):
+        logits = shared.logits(x)
+        right.append(torch.stack([logits[n].argmax(1) == y for n in sorted(logits)]))
+    found: NDArray[np.bool_] = torch.cat(right, 1).numpy()
+    return found
+
+
+def generated(root: str, run: str) -> dict[str, NDArray[np.bool_]]:
+    """The first and the last K candidates of a search by a trained pruningnet."""
+    network = models.resolve("resnet20_cifar")
+    model, example = network.build(shortcut="B").eval(), torch.zeros(1, 3, 32, 32)
+    assert network.genes is not None
+    net = PruningNet(model, network.genes(trace(model, example)), example)
+    restore(net, load_state(Path(run) / "pruningnet.safetensors"))
+    subnets, splits = GeneratedSubnets(net), images(root)
+    codes = [trial.code for trial in TrialLog(Path(run) / "trials.jsonl", read_only=True)]
+    return {
+        name: right_of(subnets([net.table.plan(code) for code in some]), splits)
+        for name, some in {"first": codes[:K], "last": codes[-K:]}.items()
+    }
+
+
+def inherited(root: str, weights: str) -> dict[str, NDArray[np.bool_]]:
+    """A random population of candidates with inherited weights, and one bred from it."""
+    made = Setting.made()
+    state = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
+    model = made.model
+    model.load_state_dict({name.removeprefix("module."): t for name, t in state.items()})
+    splits = images(root)
     subnets = partial(inherited_subnets, model, made.graph)
     search = Evolution(
         made.space,
@@ -55,27 +97,21 @@ def measured(root: str, weights: str) -> list[NDArray[np.bool_]]:
     found = []
     while asked := search.ask():
         plans = made.plans([candidate.code for candidate in asked])
-        shared = SharedEvaluator(subnets(plans), torch.zeros(1, 3, 32, 32), device=CPU)
-        shared.recalibrate(splits.train, RECALIBRATED)
-        right = []
-        for x, y in splits.test.epoch(0, placement=Placement(CPU)):
-            logits = shared.logits(x)
-            right.append(torch.stack([logits[n].argmax(1) == y for n in range(len(asked))]))
-        found.append(torch.cat(right, 1).numpy())
+        found.append(right_of(subnets(plans), splits))
         for candidate, row in zip(asked, found[-1], strict=True):
             search.tell(candidate.number, float(row.mean()))
-    return found
+    return dict(zip(("random", "bred"), found, strict=True))
 
 
-def told(name: str, right: NDArray[np.bool_], images: int, populations: int) -> str:
+def told(name: str, right: NDArray[np.bool_], count: int, populations: int) -> str:
     """Shares of images seen and of the true best kept, over draws of images."""
     seen = kept = 0.0
     for seed in range(populations):
         drawn = np.random.default_rng(seed).choice(
-            right.shape[1], images, replace=images > right.shape[1]
+            right.shape[1], count, replace=count > right.shape[1]
         )
-        race = Racing(len(right), LEADERS, images)
-        for first in range(0, images, 100):
+        race = Racing(len(right), LEADERS, count)
+        for first in range(0, count, 100):
             race.add(right[list(race.remaining)][:, drawn[first : first + 100]])
         ended = race.standings()
         whole = -right[:, drawn].sum(1)
@@ -83,17 +119,18 @@ def told(name: str, right: NDArray[np.bool_], images: int, populations: int) -> 
         fitness = np.array([standing.fitness for standing in ended])
         best = np.argsort(-fitness, kind="stable")[:LEADERS]
         kept += len(set(true.tolist()) & set(best.tolist())) / LEADERS
-        seen += sum(standing.images for standing in ended) / len(right) / images
+        seen += sum(standing.images for standing in ended) / len(right) / count
     return (
-        f"{name}, {len(right)} candidates, {images:,} images: {seen / populations:.1%} of the "
+        f"{name}, {len(right)} candidates, {count:,} images: {seen / populations:.1%} of the "
         f"images, {kept / populations:.2%} of the top {LEADERS} ({populations} draws)"
     )
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    random, bred = measured(*sys.argv[1:])
-    pools = {"random": random, "bred": bred, "both": np.concatenate((random, bred))}
+    root, source = sys.argv[1:]
+    pools = (generated if Path(source).is_dir() else inherited)(root, source)
+    pools["both"] = np.concatenate(list(pools.values()))
     for name, right in pools.items():
         print(told(name, right, IMAGES, 100))
         # As many as a whole test split, drawn with repetition.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from fastprune import data, models
 from fastprune.errors import GraphError
 from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, trace
+from fastprune.graph.units import units_by_group
+from fastprune.search import BeeColony, Evolution, SearchAlgorithm, Space
 from fastprune.testing.surgery import fill, random_plan
 from fastprune.training import evaluate, recalibrate_batch_norm
 from fastprune.training._schedule import schedules_of
@@ -98,6 +101,65 @@ def test_recalibrated_candidates_are_those_recalibrated_alone(
         metrics = evaluate(small, splits.test, device=CPU)
         assert outcomes[number].top1 == metrics.top1
         assert outcomes[number].images == metrics.images
+
+
+def population(kind: str, graph: ChannelGraph, count: int) -> list[PruningPlan]:
+    """Plans of ``count`` codes as a search asks for them, one tenth to all of every group."""
+    units = units_by_group(graph)
+    space = Space((1,) * len(units), (10,) * len(units))
+    target = np.arange(len(units)) % 10 + 1
+
+    def told(algorithm: SearchAlgorithm) -> list[tuple[int, ...]]:
+        asked = algorithm.ask()
+        for candidate in asked:
+            distance = np.square(np.array(candidate.code) - target).sum()
+            algorithm.tell(candidate.number, -float(distance))
+        return [candidate.code for candidate in asked]
+
+    if kind == "neighbours":
+        colony = BeeColony(space, 0, food_number=max(count, 2), max_cycle=1)
+        told(colony)
+        codes = told(colony)[:count]
+    else:
+        parents = 2 if count > 1 else 1
+        evolution = Evolution(
+            space,
+            0,
+            population=count,
+            select_num=parents,
+            mutation_num=count // 2,
+            crossover_num=count // 2,
+            iterations=4,
+        )
+        codes = told(evolution)
+        for _ in range(0 if kind == "random" else 3):
+            codes = told(evolution)
+    widths = [units.widths(graph, code) for code in codes]
+    full = {group.name: group.channels for group in graph.groups}
+    return [
+        PruningPlan({name: tuple(range(kept)) for name, kept in each.items()}, full)
+        for each in widths
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 8, 64])
+@pytest.mark.parametrize("kind", ["random", "evolved", "neighbours"])
+@torch.no_grad()
+def test_populations_of_searches_are_measured_as_each_candidate_alone(
+    kind: str, count: int, traced: tuple[nn.Module, ChannelGraph], splits: data.Splits
+) -> None:
+    model, graph = traced
+    plans = population(kind, graph, count)
+    evaluator = shared(model, graph, plans)
+    evaluator.recalibrate(splits.train, 1)
+    x = torch.randn(3, 3, 32, 32)
+    found = evaluator.logits(x)
+
+    assert len(found) == len(plans) == count
+    for number, plan in enumerate(plans):
+        small = alone(model, graph, plan)
+        recalibrate_batch_norm(small, splits.train, 1, CPU)
+        assert torch.equal(found[number], small.eval()(x))
 
 
 @torch.no_grad()
