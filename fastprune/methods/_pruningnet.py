@@ -201,7 +201,7 @@ class GeneratedSubnets:
                 row[f"{layer.name}.weight"] = (key, known[key])
         self._known = known
         for ends, row in zip(shapes, weights, strict=True):
-            yield Subnet(net.module(ends), row)
+            yield Subnet(net.module(ends), row, bare=True)
 
 
 class _Generator(nn.Module):
