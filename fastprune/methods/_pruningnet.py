@@ -90,7 +90,13 @@ class PruningNet(nn.Module):
         return [WHOLE if i in self.table.fixed else level for i, level in enumerate(ids)]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.run(x, self.draw() if self.training else self.middle)
+        if self.training:
+            return self.run(x, self.draw())
+        if len(x) == 1:
+            # Where maps are 1x1, batch norm refuses one image alone, such as a last one. With
+            # another like it, mean and variance are the same.
+            return self.run(torch.cat((x, x)), self.middle)[:1]
+        return self.run(x, self.middle)
 
     def run(self, x: Tensor, gene: Gene) -> Tensor:
         """Logits ``[N, classes]`` of the network that ``gene`` leaves, differentiable."""
