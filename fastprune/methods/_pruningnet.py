@@ -90,7 +90,13 @@ class PruningNet(nn.Module):
         return [WHOLE if i in self.table.fixed else level for i, level in enumerate(ids)]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.run(x, self.draw() if self.training else self.middle)
+        if self.training:
+            return self.run(x, self.draw())
+        if len(x) == 1:
+            # Where maps are 1x1, batch norm refuses one image alone, such as a last one. With
+            # another like it, mean and variance are the same.
+            return self.run(torch.cat((x, x)), self.middle)[:1]
+        return self.run(x, self.middle)
 
     def run(self, x: Tensor, gene: Gene) -> Tensor:
         """Logits ``[N, classes]`` of the network that ``gene`` leaves, differentiable."""
@@ -201,7 +207,7 @@ class GeneratedSubnets:
                 row[f"{layer.name}.weight"] = (key, known[key])
         self._known = known
         for ends, row in zip(shapes, weights, strict=True):
-            yield Subnet(net.module(ends), row)
+            yield Subnet(net.module(ends), row, bare=True)
 
 
 class _Generator(nn.Module):

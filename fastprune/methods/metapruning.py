@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field
 from torch import nn
 
 from fastprune import artifact
-from fastprune.errors import BudgetError, FastpruneError, PlanError
+from fastprune.errors import ArtifactError, BudgetError, ConfigError, FastpruneError, PlanError
 from fastprune.graph import ChannelGraph, GeneTable, PruningPlan, apply_plan
 from fastprune.methods import (
     MethodContext,
@@ -32,6 +32,7 @@ from fastprune.methods._trials import TrialLog, front
 from fastprune.models import Network
 from fastprune.search import Evolution, Space
 from fastprune.training import TrainingOptions, fit, recalibrate_batch_norm
+from fastprune.training._device import precision_refusal
 from fastprune.training.options import Precision
 from fastprune.training.scored import ScoredEvaluator
 
@@ -87,7 +88,7 @@ class MetaPruningOptions(MethodOptions):
     racing: bool = False
     precision: Precision = "auto"
     channels_last: bool = True
-    memory_limit: float = Field(default=4e9, ge=1e6)
+    memory_limit: float = Field(default=4e9, ge=1e6, allow_inf_nan=False)
 
     @property
     def needs_baseline(self) -> bool:
@@ -182,7 +183,13 @@ class MetaPruningOptions(MethodOptions):
                 f"{self.earlier}/{TRIALS}, got {self.candidate}"
             )
         gene = trials[self.candidate].code
-        table.check(gene)
+        try:
+            table.check(gene)
+        except PlanError as error:
+            raise PlanError(
+                f"method.candidate: {self.candidate} in {self.earlier}/{TRIALS} is of another "
+                f"network than model.name; {error}"
+            ) from None
         return gene
 
 
@@ -192,13 +199,16 @@ def metapruning(context: MethodContext, options: MetaPruningOptions) -> MethodRe
 
     Raises:
         FastpruneError: a network without genes, a budget that no gene meets, no validation images
-            to measure fitness on, fresh weights that nothing trains.
+            to measure fitness on, fresh weights that nothing trains, a precision that the device
+            does not have, an earlier run of another network.
     """
     if context.finetune is None and options.weights == "fresh":
         raise FastpruneError(
             "finetune: the network that was found begins with fresh weights (method.weights); "
             "expected a recipe to train it by"
         )
+    if options.searches and (why := precision_refusal(options.precision, context.device)):
+        raise FastpruneError(f"method.precision: {why}")
     table = _table(context.network, context.graph)
     net, files = _pruningnet(context, options, table)
     notes: dict[str, Any]
@@ -234,7 +244,13 @@ def _pruningnet(
     file = context.directory / PRUNINGNET
     if options.earlier is not None:
         given = Path(options.earlier) / PRUNINGNET
-        artifact.restore(net, artifact.load_state(given))
+        try:
+            artifact.restore(net, artifact.load_state(given))
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"method.earlier: {given} cannot be taken; expected the pruningnet of "
+                f"this network, with these classes: {error}"
+            ) from None
         return net.to(context.device), []
     _explain(context)
     fit(
@@ -363,17 +379,20 @@ def _algorithm(
             "prune.budget: no gene meets it; got "
             + ", ".join(f"{metric} {limit:g}" for metric, limit in (budget or {}).items())
         ) from None
-    return Evolution(
-        space,
-        seed,
-        population=options.population,
-        select_num=options.select_num,
-        mutation_num=options.mutation_num,
-        crossover_num=options.crossover_num,
-        iterations=options.iterations,
-        mutation_probability=options.mutation_probability,
-        together=table.stages if options.moves == "stage" else None,
-    )
+    try:
+        return Evolution(
+            space,
+            seed,
+            population=options.population,
+            select_num=options.select_num,
+            mutation_num=options.mutation_num,
+            crossover_num=options.crossover_num,
+            iterations=options.iterations,
+            mutation_probability=options.mutation_probability,
+            together=table.stages if options.moves == "stage" else None,
+        )
+    except ConfigError as error:
+        raise ConfigError([f"method.{problem}" for problem in error.problems]) from None
 
 
 def _check_gene(

@@ -33,10 +33,13 @@ class Subnet(NamedTuple):
         module: the network, in evaluation mode; its weights may be on the meta device.
         weights: name -> (key, tensor) of every parameter and buffer. Where keys are equal, the
             tensors have to be.
+        bare: whether batch norms without running statistics are to be given some by
+            recalibration; otherwise they take those of each batch, as they do elsewhere.
     """
 
     module: nn.Module
     weights: Mapping[str, tuple[Hashable, Tensor]]
+    bare: bool = False
 
 
 class Ref(NamedTuple):

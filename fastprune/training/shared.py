@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastprune.data import InputPipeline, Placement
+from fastprune.errors import GraphError
 from fastprune.graph import ChannelGraph, PruningPlan, apply_plan
 from fastprune.graph.tracer import tensors_of
 from fastprune.ops import Moments, batch_norm_recalibrate
@@ -98,7 +99,9 @@ class SharedEvaluator:
         channels_last: bool = False,
         memory_limit: float = 4e9,
     ) -> None:
-        self._union = union_of(list(subnets), example)
+        given = list(subnets)
+        self._union = union_of(given, example)
+        self._bare = [subnet.bare for subnet in given]
         self._device, self._dtype = device, precision_of(precision, device)
         self._placement = Placement(device, channels_last=channels_last)
         self._limit = memory_limit
@@ -141,11 +144,19 @@ class SharedEvaluator:
             pipeline: its epoch 0 is used.
             batches: how many of it, at most all.
             progress: shows how far it is.
+
+        Raises:
+            GraphError: a network normalises twice with the same running statistics.
         """
         moments: dict[int, Moments] = {}
         merged: set[int] = set()
+        written: dict[int, Tensor] = {}
 
         def normalise(node: int, x: Tensor, given: _Norm) -> Tensor:
+            if given.mean is not None:
+                written[node] = given.mean
+            elif not self._bare[self._union.nodes[node].candidate]:
+                return F.batch_norm(x, None, None, given.weight, given.bias, True, 0.0, given.eps)
             # Groups of candidates each run what they have in common; it counts once.
             into = moments.get(node) if node not in merged else None
             if into is None:
@@ -164,9 +175,20 @@ class SharedEvaluator:
                     merged.clear()
                     self._pass(x, self._all, normalise)
                 task.advance(1)
+        self._check_once(written)
         self._statistics = {
             node: (found.mean.float(), found.variance().float()) for node, found in moments.items()
         }
+
+    def _check_once(self, written: dict[int, Tensor]) -> None:
+        """Statistics of several steps are not a step's: they would be those of all its inputs."""
+        for path in self._union.paths:
+            found = [id(written[node]) for node in path if node in written]
+            if len(set(found)) < len(found):
+                raise GraphError(
+                    "shared evaluation: the network uses a batch norm more than once, and its "
+                    "statistics would be those of all uses; give each its own batch norm"
+                )
 
     def logits(self, x: Tensor, candidates: Sequence[int] | None = None) -> dict[int, Tensor]:
         """``[N, classes]`` of each candidate for the images ``x``, placed as the network wants."""

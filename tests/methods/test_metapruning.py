@@ -16,7 +16,7 @@ from fastprune.config import make_config
 from fastprune.data import Splits
 from fastprune.data import load as load_data
 from fastprune.data._options import DataOptions
-from fastprune.errors import BudgetError, ConfigError, FastpruneError, PlanError
+from fastprune.errors import ArtifactError, BudgetError, ConfigError, FastpruneError, PlanError
 from fastprune.graph import apply_plan, trace
 from fastprune.methods import MethodContext, MethodResult, PruneOptions
 from fastprune.methods._pruningnet import GeneratedSubnets, PruningNet
@@ -142,7 +142,7 @@ def test_networks_without_genes_are_refused(name: str, expected: str) -> None:
             BudgetError,
             "^prune.budget: the network of method.gene has macs",
         ),
-        ({"select_num": 60}, {}, ConfigError, "select_num"),
+        ({"select_num": 60}, {}, ConfigError, "^method.select_num: expected 2 to 50"),
         ({"earlier": "nowhere"}, {}, FastpruneError, "^method.earlier: there is no pruningnet"),
     ],
 )
@@ -250,6 +250,39 @@ def test_an_earlier_run_lends_its_pruningnet_and_its_candidates(
     options = MetaPruningOptions.model_validate({**SMALL, **lent, "candidate": 10})
     with pytest.raises(PlanError, match=r"^method.candidate: expected one of the 10 candidates"):
         options.check(context.graph, HALF, NETWORK)
+
+
+def test_an_earlier_run_of_another_network_is_refused_by_name(
+    tmp_path: Path, splits: Splits
+) -> None:
+    _, _, context = searched(tmp_path / "a", splits)
+    other = NETWORK.build(depth=14, shortcut="B").eval()
+    graph = trace(other, torch.zeros(1, 3, 32, 32))
+    lent = {**SMALL, "pruningnet": None, "earlier": str(tmp_path / "a")}
+
+    options = MetaPruningOptions.model_validate({**lent, "candidate": 3})
+    with pytest.raises(PlanError, match=r"^method.candidate: 3 in .* is of another network"):
+        options.check(graph, HALF, NETWORK)
+    options = MetaPruningOptions.model_validate(lent)
+    context = replace(
+        context, graph=graph, fresh=lambda seed: NETWORK.build(depth=14, shortcut="B").eval()
+    )
+    with pytest.raises(ArtifactError, match=r"^method.earlier: .* cannot be taken; expected"):
+        metapruning(context, options)
+
+
+def test_a_precision_that_the_device_lacks_is_refused_before_training(
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastprune.methods.metapruning.fit", None)
+
+    with pytest.raises(FastpruneError, match=r"^method.precision: fp16 needs a GPU"):
+        searched(tmp_path, splits, precision="fp16")
+
+
+def test_memory_has_a_limit() -> None:
+    with pytest.raises(ValueError, match="memory_limit"):
+        MetaPruningOptions.model_validate({"memory_limit": "inf"})
 
 
 def test_racing_measures_fewer_images_and_says_so(tmp_path: Path, splits: Splits) -> None:

@@ -193,3 +193,10 @@ def test_networks_that_it_cannot_be_made_for() -> None:
         PruningNet(Biased(), encoded, example)
     with pytest.raises(PlanError, match="the weights of 'b' have no encoding"):
         gene_table(graph, {"a": ["a"]}, outputs=["a"], encodings={"a": (["a"], 8)})
+
+
+@torch.no_grad()
+def test_one_image_alone_is_measured(net: PruningNet) -> None:
+    x = torch.randn(1, 3, 32, 32)
+
+    assert net.eval()(x).isfinite().all()

@@ -276,3 +276,47 @@ def test_what_cannot_be_shared_is_refused() -> None:
         graph = trace(model, EXAMPLE)
         with pytest.raises(GraphError, match=said):
             shared(model, graph, [graph.full_plan()])
+
+
+class Normalised(nn.Module):
+    """Two convolutions and what normalises each."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.first, self.second = first, second
+        self.linear = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(self.one(x)))
+        x = F.relu(self.second(self.two(x)))
+        logits: Tensor = self.linear(x.mean((2, 3)))
+        return logits
+
+
+@torch.no_grad()
+def test_batch_norms_without_statistics_keep_taking_those_of_the_batch(
+    splits: data.Splits,
+) -> None:
+    torch.manual_seed(0)
+    plain = nn.BatchNorm2d(8, track_running_stats=False)
+    model = fill(Normalised(plain, nn.BatchNorm2d(8))).eval()
+    graph = trace(model, EXAMPLE)
+    plans = neighbours(graph, 2)
+    evaluator = shared(model, graph, plans)
+    evaluator.recalibrate(splits.train, 2)
+    x = torch.randn(5, 3, 32, 32)
+    found = evaluator.logits(x)
+    for number, plan in enumerate(plans):
+        small = alone(model, graph, plan)
+        recalibrate_batch_norm(small, splits.train, 2, CPU)
+        assert torch.equal(found[number], small(x))
+
+
+def test_a_batch_norm_used_twice_is_refused(splits: data.Splits) -> None:
+    norm = nn.BatchNorm2d(8)
+    model = Normalised(norm, norm).eval()
+    graph = trace(model, EXAMPLE)
+    evaluator = shared(model, graph, [graph.full_plan()])
+    with pytest.raises(GraphError, match="a batch norm more than once"):
+        evaluator.recalibrate(splits.train, 1)
