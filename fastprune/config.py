@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     SerializeAsAny,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
@@ -59,6 +60,14 @@ class ModelOptions(Options):
         default=None,
         description="What the weights expect of their images; by default what is usual for them.",
     )
+
+    @field_validator("options")
+    @classmethod
+    def _own(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name in ("num_classes", "weights"):
+            if name in options:
+                raise ValueError(f"{name} is not one of them; expected model.{name}")
+        return options
 
 
 class LatencyOptions(Options):

@@ -118,6 +118,10 @@ def test_missing_parts_are_named() -> None:
             "prune.budget: not a part of the published rule (method.ratio)",
         ),
         ({"device": "gpu"}, "device: string should match pattern"),
+        (
+            {"model": {"name": "resnet20_cifar", "weights": "a", "options": {"num_classes": 9}}},
+            "model.options: num_classes is not one of them; expected model.num_classes",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(change: dict[str, Any], expected: str) -> None:

@@ -67,6 +67,14 @@ def search(
     title = progress.start("search", algorithm.evaluations, "candidates", done=len(log))
     with title as task:
         while asked := algorithm.ask():
+            numbers = {candidate.number for candidate in asked}
+            if (
+                together
+                and not numbers.isdisjoint(log.trials)
+                and not numbers <= log.trials.keys()
+            ):
+                # The rest was cut off with a damaged line, and would be held against itself alone.
+                log.cut(min(numbers))
             trials = _trials(asked, plan_of, graph, evaluator, log)
             for known in [list(trials)] if together else ([trial] for trial in trials):
                 new = {trial.number for trial in known} - log.trials.keys()

@@ -79,9 +79,7 @@ class TrialLog:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
-        self.trials: dict[int, Trial] = {}
-        self._by_plan: dict[str, Trial] = {}
-        self.best: Trial | None = None
+        self._clear()
         whole = []
         for line in _lines(path):
             trial = _parsed(line)
@@ -110,13 +108,26 @@ class TrialLog:
         """
         if not trials:
             return
-        lines = b"".join(json.dumps(asdict(trial)).encode() + b"\n" for trial in trials)
+        lines = _written(trials)
         # In one write, which no kill comes into the middle of.
         with self._path.open("ab", buffering=0) as stream:
             if stream.write(lines) != len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
         for trial in trials:
             self._note(trial)
+
+    def cut(self, number: int) -> None:
+        """Forgets the trial of this number and all after it, on disk too."""
+        stay = [trial for trial in self.trials.values() if trial.number < number]
+        write_atomically(self._path, _written(stay))
+        self._clear()
+        for trial in stay:
+            self._note(trial)
+
+    def _clear(self) -> None:
+        self.trials: dict[int, Trial] = {}
+        self._by_plan: dict[str, Trial] = {}
+        self.best: Trial | None = None
 
     def _note(self, trial: Trial) -> None:
         self.trials[trial.number] = trial
@@ -149,6 +160,10 @@ def front(trials: Iterable[Trial]) -> list[dict[str, Any]]:
 
 def _rank(trial: Trial) -> tuple[float, int]:
     return trial.fitness, -trial.number
+
+
+def _written(trials: Iterable[Trial]) -> bytes:
+    return b"".join(json.dumps(asdict(trial)).encode() + b"\n" for trial in trials)
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -292,6 +292,19 @@ def test_racing_measures_fewer_images_and_says_so(tmp_path: Path, splits: Splits
     assert result.notes["given_up"] == sum(trial.stopped for trial in trials)
 
 
+def test_a_damaged_log_is_measured_again_by_whole_populations(
+    tmp_path: Path, splits: Splits
+) -> None:
+    _, trials, _ = searched(tmp_path, splits, racing=True)
+    file = tmp_path / "trials.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    # In the second population: its first two candidates are whole.
+    file.write_bytes(b"".join([*lines[:7], b"{damaged\n", *lines[8:]]))
+
+    _, again, _ = searched(tmp_path, splits, racing=True)
+    assert [replace(t, seconds=0) for t in again] == [replace(t, seconds=0) for t in trials]
+
+
 def test_the_front_holds_whom_nobody_equals_with_less() -> None:
     rows = [(5, 90.0), (3, 80.0), (4, 80.0), (5, 91.0), (6, 91.0), (2, 10.0), (7, 95.0), (1, 99.0)]
     trials = [
