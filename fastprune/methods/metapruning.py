@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field
 from torch import nn
 
 from fastprune import artifact
-from fastprune.errors import BudgetError, FastpruneError, PlanError
+from fastprune.errors import ArtifactError, BudgetError, FastpruneError, PlanError
 from fastprune.graph import ChannelGraph, GeneTable, PruningPlan, apply_plan
 from fastprune.methods import (
     MethodContext,
@@ -30,6 +30,7 @@ from fastprune.methods._pruningnet import GeneratedSubnets, PruningNet
 from fastprune.methods._search import search
 from fastprune.methods._trials import TrialLog, front
 from fastprune.models import Network
+from fastprune.records import amount
 from fastprune.search import Evolution, Space
 from fastprune.training import TrainingOptions, fit, recalibrate_batch_norm
 from fastprune.training.options import Precision
@@ -166,7 +167,7 @@ class MetaPruningOptions(MethodOptions):
         ends = np.array([table.low, table.high], np.int64)
         low, high = graph.cost_model.raw(table.width_matrix(graph, ends).astype(float)) / SCALE
         rows = zip(METRICS, low, high, strict=True)
-        return ", ".join(f"{metric} {a:,.6g} to {b:,.6g}" for metric, a, b in rows)
+        return ", ".join(f"{metric} {amount(a)} to {amount(b)}" for metric, a, b in rows)
 
     def chosen(self, table: GeneTable) -> tuple[int, ...]:
         """The gene that is given, by itself or by its number."""
@@ -178,8 +179,8 @@ class MetaPruningOptions(MethodOptions):
         trials = TrialLog(Path(str(self.earlier)) / TRIALS, read_only=True).trials
         if self.candidate not in trials:
             raise PlanError(
-                f"method.candidate: expected one of the {len(trials)} candidates in "
-                f"{self.earlier}/{TRIALS}, got {self.candidate}"
+                f"method.candidate: expected the number of one of the {len(trials)} candidates "
+                f"in {self.earlier}/{TRIALS}, counted from 0, got {self.candidate}"
             )
         gene = trials[self.candidate].code
         table.check(gene)
@@ -218,7 +219,7 @@ def metapruning(context: MethodContext, options: MetaPruningOptions) -> MethodRe
         plan,
         context.fresh(context.seed).to(context.device),
         pruned_state=state,
-        notes={"gene": list(gene), **notes},
+        notes={"gene": list(gene), "weights": options.weights, **notes},
         files=tuple(files),
     )
 
@@ -234,7 +235,13 @@ def _pruningnet(
     file = context.directory / PRUNINGNET
     if options.earlier is not None:
         given = Path(options.earlier) / PRUNINGNET
-        artifact.restore(net, artifact.load_state(given))
+        try:
+            artifact.restore(net, artifact.load_state(given))
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"method.earlier: {given} is not of this network; expected the pruningnet "
+                f"of a run with the same model ({error})"
+            ) from None
         return net.to(context.device), []
     _explain(context)
     fit(
@@ -257,8 +264,9 @@ def _explain(context: MethodContext) -> None:
     if context.splits.validation is not None:
         context.progress.note(
             "pruningnet: its validation accuracy is that of one structure, of middle widths, with "
-            "the weights generated for it. It stays far below a trained network's, since one set "
-            "of weights serves all structures; what counts is how it orders them"
+            "the weights generated for it. On a hard data set it stays far below a trained "
+            "network's, since one set of weights serves all structures; what counts is how it "
+            "orders them"
         )
 
 
@@ -292,6 +300,7 @@ def _search(
     )
     trials = list(log)
     return best.code, {
+        "number": best.number,
         "fitness": best.fitness,
         "candidates": len(trials),
         "measured": sum(trial.repeats is None for trial in trials),
