@@ -9,13 +9,18 @@ from typing import Any, Literal, get_args
 
 from fastprune.errors import BudgetError, nearest
 
-__all__ = ["METRICS", "Budget", "Cost", "Limit", "Metric", "Widths"]
+__all__ = ["METRICS", "Budget", "Cost", "Limit", "Metric", "Widths", "amount"]
 
 Metric = Literal["macs", "params", "channels", "size_mb", "latency_ms"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
 Widths = dict[str, int]
 """Channel group name -> number of channels."""
+
+
+def amount(value: float) -> str:
+    """A metric's value for people: six digits, and never a power of ten for a large one."""
+    return f"{value:,.0f}" if abs(value) >= 1e6 else f"{value:,.6g}"
 
 
 @dataclass(frozen=True, slots=True)

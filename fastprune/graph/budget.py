@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fastprune.errors import BudgetError, PlanError, nearest
 from fastprune.graph.channel_graph import ChannelGraph
 from fastprune.graph.plan import PruningPlan
-from fastprune.records import Budget, Metric
+from fastprune.records import Budget, Metric, amount
 
 __all__ = ["MIN_CHANNELS", "Ranking", "Reach", "reachable", "solve"]
 
@@ -350,7 +350,7 @@ def _bounds(graph: ChannelGraph, budget: Budget, full: Floats, lowest: Ints) -> 
             raise BudgetError(
                 f"budget.{limit.metric}: {limit.value:g} cannot be reached; with the floors "
                 f"given, {limit.metric} can "
-                f"be from {low:,.6g} to {high:,.6g} ({low / high:.4f} to 1 of the unpruned "
+                f"be from {amount(low)} to {amount(high)} ({low / high:.4f} to 1 of the unpruned "
                 "network)"
             )
         bounds[column] = min(bounds[column], bound)

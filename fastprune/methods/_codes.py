@@ -11,7 +11,7 @@ from fastprune.errors import BudgetError, PlanError
 from fastprune.graph import ChannelGraph
 from fastprune.graph.units import Units, units_by_group, units_by_stage
 from fastprune.models import Network
-from fastprune.records import Budget
+from fastprune.records import Budget, amount
 from fastprune.search import Space
 
 __all__ = [
@@ -117,4 +117,4 @@ def reach_of(highest: int, graph: ChannelGraph, units: Units) -> str:
     widths = units.width_matrix(graph, ends).astype(np.float64)
     low, high = graph.cost_model.raw(widths) / SCALE
     rows = zip(METRICS, low, high, strict=True)
-    return ", ".join(f"{metric} {a:,.6g} to {b:,.6g}" for metric, a, b in rows)
+    return ", ".join(f"{metric} {amount(a)} to {amount(b)}" for metric, a, b in rows)

@@ -5,192 +5,32 @@ Liu et al., *MetaPruning: Meta Learning for Automatic Neural Network Channel Pru
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
 from torch import nn
 
 from fastprune import artifact
-from fastprune.errors import ArtifactError, BudgetError, ConfigError, FastpruneError, PlanError
-from fastprune.graph import ChannelGraph, GeneTable, PruningPlan, apply_plan
-from fastprune.methods import (
-    MethodContext,
-    MethodOptions,
-    MethodResult,
-    PruneOptions,
-    registry,
+from fastprune.errors import ArtifactError, FastpruneError
+from fastprune.graph import GeneTable, PruningPlan, apply_plan
+from fastprune.methods import MethodContext, MethodResult, registry
+from fastprune.methods._metapruning_options import (
+    PRUNINGNET,
+    TRIALS,
+    MetaPruningOptions,
+    algorithm_of,
+    check_gene,
+    table_of,
 )
-from fastprune.methods._codes import METRICS, SCALE, within
 from fastprune.methods._pruningnet import GeneratedSubnets, PruningNet
 from fastprune.methods._search import search
 from fastprune.methods._trials import TrialLog, front
-from fastprune.models import Network
-from fastprune.search import Evolution, Space
-from fastprune.training import TrainingOptions, fit, recalibrate_batch_norm
+from fastprune.training import fit, recalibrate_batch_norm
 from fastprune.training._device import precision_refusal
-from fastprune.training.options import Precision
 from fastprune.training.scored import ScoredEvaluator
 
 __all__ = ["MetaPruningOptions", "metapruning"]
-
-TRIALS = "trials.jsonl"
-PRUNINGNET = "pruningnet.safetensors"
-
-
-class MetaPruningOptions(MethodOptions):
-    """Options of MetaPruning.
-
-    Attributes:
-        pruningnet: how the pruningnet is trained. None: SGD at 0.1, momentum 0.9, weight decay
-            1e-4, 32 epochs with a tenth of the rate at each quarter, label smoothing 0.1.
-        earlier: an earlier run's directory, whose pruningnet is taken instead of training one.
-        gene: ids to keep by, in any published layout; given, nothing is searched.
-        candidate: number of a candidate of the earlier run's search, whose gene is taken; nothing
-            is searched then.
-        weights: what the found network begins fine-tuning with: ``fresh`` ones, as published, or
-            those that the pruningnet generates for it.
-        population: candidates of each iteration.
-        select_num: best candidates so far, which the next ones are bred from.
-        mutation_num: candidates of an iteration that are mutations.
-        crossover_num: candidates of an iteration that are crossovers; the rest are random.
-        iterations: populations in all, the first, random one counted.
-        mutation_probability: of each id of a mutation to change.
-        moves: what changes at once: each ``id`` by itself, or all ids of a ``stage``.
-        batches: training batches from which every candidate's batch norm statistics are taken.
-        racing: drop a candidate before it saw all validation images, once a paired test says that
-            it will not be among the best ``select_num`` of its population.
-        precision: of the arithmetic while candidates are measured.
-        channels_last: memory format of the images while candidates are measured.
-        memory_limit: bytes that the results of layers may take while candidates are measured.
-    """
-
-    name: Literal["metapruning"] = "metapruning"
-    pruningnet: TrainingOptions | None = None
-    earlier: str | None = None
-    gene: Annotated[tuple[float, ...] | None, BeforeValidator(lambda given: _numbers(given))] = (
-        None
-    )
-    candidate: int | None = Field(default=None, ge=0)
-    weights: Literal["fresh", "generated"] = "fresh"
-    population: int = Field(default=50, ge=1)
-    select_num: int = Field(default=10, ge=1)
-    mutation_num: int = Field(default=25, ge=0)
-    crossover_num: int = Field(default=25, ge=0)
-    iterations: int = Field(default=20, ge=1)
-    mutation_probability: float = Field(default=0.1, gt=0, le=1)
-    moves: Literal["id", "stage"] = "id"
-    batches: int = Field(default=20, ge=1)
-    racing: bool = False
-    precision: Precision = "auto"
-    channels_last: bool = True
-    memory_limit: float = Field(default=4e9, ge=1e6, allow_inf_nan=False)
-
-    @property
-    def needs_baseline(self) -> bool:
-        return False
-
-    @property
-    def searches(self) -> bool:
-        """Whether the structure is to be found."""
-        return self.gene is None and self.candidate is None
-
-    @property
-    def needs_validation(self) -> bool:
-        return self.searches
-
-    @property
-    def trains(self) -> bool:
-        """Whether a pruningnet has to be trained."""
-        return self.earlier is None and (self.searches or self.weights == "generated")
-
-    @property
-    def recipes(self) -> dict[str, TrainingOptions]:
-        return {"pruningnet": self.recipe} if self.trains else {}
-
-    @property
-    def recipe(self) -> TrainingOptions:
-        """How the pruningnet is trained; each step is of another structure, so none captured."""
-        recipe = self.pruningnet or TrainingOptions(
-            epochs=32,
-            lr=0.1,
-            weight_decay=1e-4,
-            schedule="multistep",
-            milestones=(0.25, 0.5, 0.75),
-            label_smoothing=0.1,
-        )
-        return recipe.model_copy(update={"capture": False})
-
-    def problems(self, prune: PruneOptions) -> list[str]:
-        others = PruneOptions(keep=prune.keep, budget=prune.budget).model_dump()
-        found = [
-            f"prune.{name}: not a part of MetaPruning, whose widths are those of a gene"
-            for name, value in prune.model_dump().items()
-            if value != others[name]
-        ]
-        if prune.budget and "latency_ms" in prune.budget:
-            found.append(
-                "prune.budget.latency_ms: cannot be known of a gene without building its network; "
-                "expected macs, params, channels or size_mb"
-            )
-        if self.gene is not None and self.candidate is not None:
-            found.append("method.candidate: method.gene is given too; expected one of the two")
-        if self.candidate is not None and self.earlier is None:
-            found.append(
-                "method.candidate: is one of an earlier search; expected method.earlier, the "
-                "directory of its run"
-            )
-        if self.earlier is not None and self.pruningnet is not None:
-            found.append(
-                "method.pruningnet: that of method.earlier is trained; expected one of the two"
-            )
-        return found + _recipe_problems(self.pruningnet)
-
-    def check(self, graph: ChannelGraph, prune: PruneOptions, network: Network | None) -> str:
-        table = _table(network, graph)
-        if self.earlier is not None:
-            wanted = [PRUNINGNET] if self.searches or self.weights == "generated" else []
-            for name in [*wanted, *([] if self.candidate is None else [TRIALS])]:
-                if not (Path(self.earlier) / name).is_file():
-                    raise FastpruneError(
-                        f"method.earlier: there is no {name} in {self.earlier}; expected the "
-                        "directory of a run of metapruning that has ended"
-                    )
-        if self.searches:
-            _algorithm(self, table, graph, prune.budget, 0)
-        else:
-            _check_gene(table, self.chosen(table), graph, prune.budget)
-        ends = np.array([table.low, table.high], np.int64)
-        low, high = graph.cost_model.raw(table.width_matrix(graph, ends).astype(float)) / SCALE
-        rows = zip(METRICS, low, high, strict=True)
-        return ", ".join(f"{metric} {a:,.6g} to {b:,.6g}" for metric, a, b in rows)
-
-    def chosen(self, table: GeneTable) -> tuple[int, ...]:
-        """The gene that is given, by itself or by its number."""
-        if self.gene is not None:
-            try:
-                return table.read(self.gene)
-            except PlanError as error:
-                raise PlanError(f"method.{error}") from None
-        trials = TrialLog(Path(str(self.earlier)) / TRIALS, read_only=True).trials
-        if self.candidate not in trials:
-            raise PlanError(
-                f"method.candidate: expected one of the {len(trials)} candidates in "
-                f"{self.earlier}/{TRIALS}, got {self.candidate}"
-            )
-        gene = trials[self.candidate].code
-        try:
-            table.check(gene)
-        except PlanError as error:
-            raise PlanError(
-                f"method.candidate: {self.candidate} in {self.earlier}/{TRIALS} is of another "
-                f"network than model.name; {error}"
-            ) from None
-        return gene
 
 
 @registry.register("metapruning", options=MetaPruningOptions)
@@ -209,7 +49,7 @@ def metapruning(context: MethodContext, options: MetaPruningOptions) -> MethodRe
         )
     if options.searches and (why := precision_refusal(options.precision, context.device)):
         raise FastpruneError(f"method.precision: {why}")
-    table = _table(context.network, context.graph)
+    table = table_of(context.network, context.graph)
     net, files = _pruningnet(context, options, table)
     notes: dict[str, Any]
     if options.searches:
@@ -218,7 +58,7 @@ def metapruning(context: MethodContext, options: MetaPruningOptions) -> MethodRe
         files.append(context.directory / TRIALS)
     else:
         gene, notes = options.chosen(table), {}
-    _check_gene(table, gene, context.graph, context.prune.budget)
+    check_gene(table, gene, context.graph, context.prune.budget)
     plan = table.plan(gene)
     state = None
     if options.weights == "generated":
@@ -228,7 +68,7 @@ def metapruning(context: MethodContext, options: MetaPruningOptions) -> MethodRe
         plan,
         context.fresh(context.seed).to(context.device),
         pruned_state=state,
-        notes={"gene": list(gene), **notes},
+        notes={"gene": list(gene), "weights": options.weights, **notes},
         files=tuple(files),
     )
 
@@ -273,8 +113,9 @@ def _explain(context: MethodContext) -> None:
     if context.splits.validation is not None:
         context.progress.note(
             "pruningnet: its validation accuracy is that of one structure, of middle widths, with "
-            "the weights generated for it. It stays far below a trained network's, since one set "
-            "of weights serves all structures; what counts is how it orders them"
+            "the weights generated for it. On a hard data set it stays far below a trained "
+            "network's, since one set of weights serves all structures; what counts is how it "
+            "orders them"
         )
 
 
@@ -282,7 +123,7 @@ def _search(
     context: MethodContext, options: MetaPruningOptions, table: GeneTable, net: PruningNet
 ) -> tuple[tuple[int, ...], dict[str, Any]]:
     """The best gene, and facts for the report."""
-    algorithm = _algorithm(options, table, context.graph, context.prune.budget, context.seed)
+    algorithm = algorithm_of(options, table, context.graph, context.prune.budget, context.seed)
     log = TrialLog(context.directory / TRIALS)
     evaluator = ScoredEvaluator(
         GeneratedSubnets(net),
@@ -308,6 +149,7 @@ def _search(
     )
     trials = list(log)
     return best.code, {
+        "number": best.number,
         "fitness": best.fitness,
         "candidates": len(trials),
         "measured": sum(trial.repeats is None for trial in trials),
@@ -342,99 +184,3 @@ def _generated(
             weights[name].copy_(tensor)
     recalibrate_batch_norm(small, context.splits.train, options.batches, context.device)
     return {name: tensor.cpu() for name, tensor in small.state_dict().items()}
-
-
-def _table(network: Network | None, graph: ChannelGraph) -> GeneTable:
-    if network is not None and network.gene_network is not None:
-        raise PlanError(
-            f"model.name: genes of {network.name} are of {network.gene_network}, which is wider; "
-            f"expected {network.gene_network}"
-        )
-    if network is None or network.genes is None:
-        raise PlanError(
-            "model.name: nobody has said what a gene of this network is; expected resnet50, "
-            "mobilenet_v1, mobilenet_v2_metapruning or a resnet*_cifar"
-        )
-    return network.genes(graph)
-
-
-def _algorithm(
-    options: MetaPruningOptions,
-    table: GeneTable,
-    graph: ChannelGraph,
-    budget: Mapping[str, float] | None,
-    seed: int,
-) -> Evolution:
-    whole = graph.width_vector().astype(np.int64)
-
-    def feasible(genes: NDArray[np.int64]) -> NDArray[np.bool_]:
-        widths = table.width_matrix(graph, genes)
-        # Keeping everything is no candidate: it would be the best of many a search.
-        return within(graph, budget, widths) & (widths < whole).any(1)
-
-    try:
-        space = Space(table.low, table.high, feasible)
-    except BudgetError:
-        raise BudgetError(
-            "prune.budget: no gene meets it; got "
-            + ", ".join(f"{metric} {limit:g}" for metric, limit in (budget or {}).items())
-        ) from None
-    try:
-        return Evolution(
-            space,
-            seed,
-            population=options.population,
-            select_num=options.select_num,
-            mutation_num=options.mutation_num,
-            crossover_num=options.crossover_num,
-            iterations=options.iterations,
-            mutation_probability=options.mutation_probability,
-            together=table.stages if options.moves == "stage" else None,
-        )
-    except ConfigError as error:
-        raise ConfigError([f"method.{problem}" for problem in error.problems]) from None
-
-
-def _check_gene(
-    table: GeneTable,
-    gene: tuple[int, ...],
-    graph: ChannelGraph,
-    budget: Mapping[str, float] | None,
-) -> None:
-    widths = table.width_matrix(graph, np.array([gene], np.int64))
-    if (widths == graph.width_vector()).all():
-        raise PlanError("method.gene: keeps every channel; nothing would be pruned")
-    if not within(graph, budget, widths)[0]:
-        cost = graph.cost(table.widths(gene)).to_dict()
-        reached = ", ".join(f"{name} {cost[name]:,}" for name in budget or {})
-        raise BudgetError(f"prune.budget: the network of method.gene has {reached}; over budget")
-
-
-def _recipe_problems(recipe: TrainingOptions | None) -> list[str]:
-    if recipe is None:
-        return []
-    found = []
-    if recipe.early_stop or recipe.keep == "best":
-        field = "early_stop" if recipe.early_stop else "keep"
-        found.append(
-            f"method.pruningnet.{field}: looks at validation images, which fitness is measured "
-            "on; expected none"
-        )
-    for field in ("compile", "capture"):
-        if getattr(recipe, field) is True:
-            found.append(
-                f"method.pruningnet.{field}: every step is of another structure; expected false"
-            )
-    if recipe.distill:
-        found.append("method.pruningnet.distill: the pruningnet is trained without a teacher")
-    if recipe.recalibrate_batches:
-        found.append(
-            "method.pruningnet.recalibrate_batches: the pruningnet has no statistics; expected 0"
-        )
-    return found
-
-
-def _numbers(given: Any) -> Any:
-    if isinstance(given, str):
-        return tuple(given.replace(",", " ").strip("[]() ").split()) or None
-    return given

@@ -15,7 +15,7 @@ from fastprune.errors import BudgetError, ConfigError, PlanError
 from fastprune.graph import ChannelGraph, PruningPlan
 from fastprune.graph.budget import reachable
 from fastprune.methods import PruneOptions
-from fastprune.records import Budget
+from fastprune.records import Budget, amount
 from fastprune.training import impossible
 
 __all__ = ["budget_lines", "check_oracle", "check_reachable", "check_recipes"]
@@ -75,7 +75,7 @@ def check_reachable(prune: PruneOptions, graph: ChannelGraph) -> str:
         if row is not None and limit.absolute(row.full) < row.lowest:
             raise BudgetError(
                 f"prune.budget.{limit.metric}: {limit.value:g} cannot be reached; with the floors "
-                f"given, {limit.metric} can be from {row.lowest:,.6g} to {row.full:,.6g} "
+                f"given, {limit.metric} can be from {amount(row.lowest)} to {amount(row.full)} "
                 f"({row.lowest / row.full:.4f} to 1 of the unpruned network)"
             )
     known = [(limit, ranges[limit.metric]) for limit in limits if limit.metric in ranges]
@@ -84,9 +84,9 @@ def check_reachable(prune: PruneOptions, graph: ChannelGraph) -> str:
         limit, row = met[0]
         raise BudgetError(
             f"prune.budget.{limit.metric}: {limit.value:g} is met by the unpruned network "
-            f"({row.full:,.6g}); nothing would be pruned"
+            f"({amount(row.full)}); nothing would be pruned"
         )
-    return ", ".join(f"{row.metric} {row.lowest:,.6g} to {row.full:,.6g}" for row in table)
+    return ", ".join(f"{row.metric} {amount(row.lowest)} to {amount(row.full)}" for row in table)
 
 
 def check_oracle(masked: nn.Module, small: nn.Module, images: torch.Tensor) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def plot_search(path: Path, trials: Path) -> None:
         where="post",
         color="black",
         linewidth=0.8,
+        linestyle="dashed",
+        label="front",
     )
     best = list(accumulate(_column(rows, "fitness"), max))
     over.step(_column(rows, "number"), best, where="post", color="black", label="best so far")
@@ -81,7 +83,13 @@ def plot_search(path: Path, trials: Path) -> None:
     against.set_xlabel("million MACs")
     against.set_ylabel("fitness, %")
     # Below, since points may lie anywhere.
-    figure.legend(*over.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    handles, labels = (
+        a + b[-1:]
+        for a, b in zip(
+            over.get_legend_handles_labels(), against.get_legend_handles_labels(), strict=True
+        )
+    )
+    figure.legend(handles, labels, loc="outside lower center", ncols=6)
     _write(path, figure)
 
 

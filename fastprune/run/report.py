@@ -36,6 +36,8 @@ _STEADY = 0.25
 """Spread from which on a latency is worth little."""
 
 _SHOWN = 8
+# What a search found, in the words of its method.
+_FOUND = ("code", "gene")
 
 
 def build_report(
@@ -235,11 +237,12 @@ def print_report(report: Mapping[str, Any]) -> None:
         label = f"latency, ms (batch {latency['batch_size']}, {latency['device']})"
         table.add_row(label, f"{before:.2f}", f"{after:.2f}", _share(after, before))
     console.print(table)
+    fresh = report["notes"].get("weights") == "fresh"
     names = {
         "baseline": "baseline",
         "trained_by_method": f"trained by {report['method']}",
-        "pruned": "pruned",
-        "finetuned": "fine-tuned",
+        "pruned": "pruned, new weights" if fresh else "pruned",
+        "finetuned": "trained" if fresh else "fine-tuned",
     }
     table = Table("accuracy, %", "top-1", "top-5", "loss")
     for column in table.columns[1:]:
@@ -251,8 +254,11 @@ def print_report(report: Mapping[str, Any]) -> None:
                 name, f"{found['top1']:.2f}", f"{found['top5']:.2f}", f"{found['loss']:.4f}"
             )
     console.print(table)
-    if "code" in report["notes"]:
-        console.print(f"code: {' '.join(map(str, report['notes']['code']))}", soft_wrap=True)
+    if report["accuracy"]["baseline"] is None and report["accuracy"]["trained_by_method"] is None:
+        console.print("the unpruned network was not trained, so its accuracy is not known")
+    for name in _FOUND:
+        if name in report["notes"]:
+            console.print(_numbers(f"{name}:", report["notes"][name]), soft_wrap=True)
     table = Table("feature maps", "narrowest group", "kept")
     for row in report["narrowest"]:
         table.add_row(row["maps"], row["group"], f"{row['kept']} of {row['of']}")
@@ -277,9 +283,13 @@ def print_stage(results: Mapping[str, Any]) -> None:
         parts.append(f"top-1 {metrics['top1']:.2f} %, top-5 {metrics['top5']:.2f} %")
     if cost is not None:
         parts.append(f"{cost['macs']:,} MACs, {cost['params']:,} params")
-    if "code" in results.get("notes", {}):
-        parts.append(f"code {' '.join(map(str, results['notes']['code']))}")
+    notes = results.get("notes", {})
+    parts += [_numbers(name, notes[name]) for name in _FOUND if name in notes]
     print(": ".join([parts[0], "; ".join(parts[1:]) or "done"]))
+
+
+def _numbers(name: str, numbers: Sequence[int]) -> str:
+    return " ".join([name, *map(str, numbers)])
 
 
 def _print_unprunable(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -303,6 +313,8 @@ def print_counts(counts: Mapping[str, Any]) -> None:
         console.print(f"code {' '.join(str(k) for k in counts['code'])}", soft_wrap=True)
     if "gene" in counts:
         for name in ("gene", "stage_out", "mid"):
+            if not counts[name]:
+                continue
             console.print(f"{name} {' '.join(str(k) for k in counts[name])}", soft_wrap=True)
     dropped = counts.get("dropped")
     columns = ["unpruned"] + (["pruned", "kept"] if "pruned" in counts else [])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastprune.artifact import load_state, restore
+from fastprune.artifact import load_state, restore, save_state
 from fastprune.config import make_config
 from fastprune.data import Splits
 from fastprune.data import load as load_data
@@ -244,12 +244,17 @@ def test_an_earlier_run_lends_its_pruningnet_and_its_candidates(
 
     chosen, none, _ = searched(tmp_path / "d", splits, candidate=3, **lent)
     assert none == []
-    assert chosen.notes == {"gene": list(trials[3].code)}
+    assert chosen.notes == {"gene": list(trials[3].code), "weights": "fresh"}
     given, _, _ = searched(tmp_path / "e", splits, gene=list(trials[3].code))
     assert given.plan == chosen.plan
     options = MetaPruningOptions.model_validate({**SMALL, **lent, "candidate": 10})
-    with pytest.raises(PlanError, match=r"^method.candidate: expected one of the 10 candidates"):
+    with pytest.raises(
+        PlanError, match=r"^method.candidate: expected the number of one of the 10 "
+    ):
         options.check(context.graph, HALF, NETWORK)
+    save_state(tmp_path / "a" / "pruningnet.safetensors", nn.Linear(2, 2))
+    with pytest.raises(ArtifactError, match=r"^method.earlier: .* cannot be taken; "):
+        searched(tmp_path / "f", splits, **lent)
 
 
 def test_an_earlier_run_of_another_network_is_refused_by_name(

@@ -80,7 +80,7 @@ def test_search_has_a_point_a_candidate_and_the_best_so_far(
     points = [p.get_offsets().tolist() for p in against.collections]
     assert points == [[[1, 30], [2, 40]], [[3, 35]], [[4, 60]]]
     texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
-    assert texts == ["initial", "employed", "of a plug-in", "best so far"]
+    assert texts == ["initial", "employed", "of a plug-in", "best so far", "front"]
     assert size_of(tmp_path / "s.png")[0] > 1000
 
 
