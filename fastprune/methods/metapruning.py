@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from fastprune import artifact
@@ -83,6 +84,7 @@ def _pruningnet(
     net = PruningNet(context.fresh(context.seed), table, context.example.cpu())
     file = context.directory / PRUNINGNET
     if options.earlier is not None:
+        _check_images(context, options, Path(options.earlier))
         given = Path(options.earlier) / PRUNINGNET
         try:
             artifact.restore(net, artifact.load_state(given))
@@ -107,6 +109,17 @@ def _pruningnet(
     if not file.is_file():
         artifact.save_state(file, net)
     return net.to(context.device), [file]
+
+
+def _check_images(context: MethodContext, options: MetaPruningOptions, earlier: Path) -> None:
+    """Refuses to measure fitness on images that the pruningnet may have been trained on."""
+    config = earlier / "config.yaml"
+    seed = yaml.safe_load(config.read_text())["seed"] if config.is_file() else context.seed
+    if options.searches and seed != context.seed:
+        raise FastpruneError(
+            f"method.earlier: {earlier} was run with seed {seed}, and the seed chooses the "
+            f"validation images; expected seed={seed}, got {context.seed}"
+        )
 
 
 def _explain(context: MethodContext) -> None:

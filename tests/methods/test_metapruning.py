@@ -290,6 +290,19 @@ def test_memory_has_a_limit() -> None:
         MetaPruningOptions.model_validate({"memory_limit": "inf"})
 
 
+def test_an_earlier_run_with_other_validation_images_is_refused(
+    tmp_path: Path, splits: Splits
+) -> None:
+    searched(tmp_path / "a", splits)
+    (tmp_path / "a" / "config.yaml").write_text("seed: 3\n")
+    lent: dict[str, Any] = {"pruningnet": None, "earlier": str(tmp_path / "a")}
+
+    with pytest.raises(FastpruneError, match=r"was run with seed 3, .*; expected seed=3, got 0"):
+        searched(tmp_path / "b", splits, **lent)
+    # Nothing is measured here.
+    searched(tmp_path / "c", splits, gene="3 4 -1 5 6 7", weights="generated", **lent)
+
+
 def test_racing_measures_fewer_images_and_says_so(tmp_path: Path, splits: Splits) -> None:
     result, trials, _ = searched(tmp_path, splits, racing=True)
 
