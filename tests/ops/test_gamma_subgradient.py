@@ -294,6 +294,8 @@ def test_the_backend_asked_for_runs(backend: str, monkeypatch: pytest.MonkeyPatc
     op, ran = registered()["gamma_subgradient_"], []
     monkeypatch.setattr(op, "reference", lambda *_: ran.append("reference"))
     for i in op.of("cpu"):
+        # Loading it is what tells the extension how to read tensors.
+        op.kernel(i)
         monkeypatch.setitem(op._loaded, (i.backend, i.device), lambda *_: ran.append("cpp"))
 
     with use_backend(backend):
