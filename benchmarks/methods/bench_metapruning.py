@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from _interleave import compare
+from _population import CPU, EXAMPLE, MEASURED, RECALIBRATED, K, digits, evolution
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -20,18 +21,15 @@ from torch.func import functional_call
 from torchvision import transforms
 
 from fastprune import apply_plan, models, trace
-from fastprune.data import DataOptions, Splits, load
+from fastprune.data import Splits
 from fastprune.graph import ChannelGraph, GeneTable, PruningPlan
 from fastprune.methods._pruningnet import GeneratedSubnets, PruningNet
 from fastprune.models import resolve
-from fastprune.search import Evolution, Space
+from fastprune.search import Space
 from fastprune.training import evaluate, recalibrate_batch_norm
 from fastprune.training.evaluator import Request
 from fastprune.training.scored import ScoredEvaluator
 
-K, BATCH, RECALIBRATED, MEASURED = 32, 48, 2, 480
-CPU = torch.device("cpu")
-EXAMPLE = torch.zeros(1, 3, 32, 32)
 PUBLISHED = "weights in every batch, images decoded a candidate"
 RIVALS = ("one_by_one", "published-fp32", "published")
 
@@ -54,15 +52,7 @@ class Setting:
         genes = resolve("resnet20_cifar").genes
         assert genes is not None
         table = genes(graph)
-        options = DataOptions(
-            name="digits",
-            batch_size=BATCH,
-            eval_batch_size=BATCH,
-            validation=MEASURED,
-            train_limit=RECALIBRATED * BATCH + MEASURED,
-            test_limit=BATCH,
-        )
-        return cls(model, graph, table, PruningNet(model, table, EXAMPLE), load(options, 0))
+        return cls(model, graph, table, PruningNet(model, table, EXAMPLE), digits())
 
     @cached_property
     def evolved(self) -> list[PruningPlan]:
@@ -73,15 +63,7 @@ class Setting:
             costs = self.graph.costs(self.table.width_matrix(self.graph, genes))
             return np.asarray(costs.macs <= most)
 
-        search = Evolution(
-            Space(self.table.low, self.table.high, fits),
-            0,
-            population=K,
-            select_num=10,
-            mutation_num=K // 2,
-            crossover_num=K // 2,
-            iterations=7,
-        )
+        search = evolution(Space(self.table.low, self.table.high, fits), 7)
         best = np.array([12, 20, 25, 9, 17, 28, 14, 6, 22])
         for _ in range(6):
             for candidate in search.ask():
@@ -151,7 +133,9 @@ class Setting:
 
     @cached_property
     def pixels(self) -> NDArray[np.uint8]:
-        return np.random.default_rng(0).integers(0, 256, (BATCH, 32, 32, 3), dtype=np.uint8)
+        return np.random.default_rng(0).integers(
+            0, 256, (self.splits.train.batch_size, 32, 32, 3), dtype=np.uint8
+        )
 
     def regenerated(self, gene: tuple[int, ...]) -> dict[str, Tensor]:
         weights = dict(zip(self.net.other_names, self.net.others, strict=True))

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 from _interleave import compare
+from _population import CPU, EXAMPLE, RECALIBRATED, K, digits, evolution
 from numpy.typing import NDArray
 
 from fastprune import apply_plan, models, trace
-from fastprune.data import DataOptions, Splits, load
+from fastprune.data import Splits
 from fastprune.graph import ChannelGraph, PruningPlan
 from fastprune.graph.units import Units
 from fastprune.methods._inherit import channel_order, plan_of
 from fastprune.models import resolve
-from fastprune.search import BeeColony, Evolution, Space
+from fastprune.search import BeeColony, Space
 from fastprune.search.bee_colony import neighbours
 from fastprune.testing.surgery import fill
 from fastprune.training import evaluate, recalibrate_batch_norm
@@ -28,8 +29,6 @@ from fastprune.training.evaluator import Request
 from fastprune.training.scored import ScoredEvaluator
 from fastprune.training.shared import inherited_subnets
 
-K, BATCH, RECALIBRATED, MEASURED = 32, 48, 2, 480
-CPU = torch.device("cpu")
 RIVAL = "cut out, recalibrated and measured one by one"
 
 Codes = NDArray[np.int64]
@@ -49,7 +48,7 @@ class Setting:
     def made(cls) -> Setting:
         torch.manual_seed(0)
         model = fill(models.build("resnet20_cifar")).eval()
-        graph = trace(model, torch.zeros(1, 3, 32, 32))
+        graph = trace(model, EXAMPLE)
         table = resolve("resnet20_cifar").units
         assert table is not None
         units = table(graph)
@@ -59,16 +58,8 @@ class Setting:
             costs = [graph.cost(units.widths(graph, tuple(code))).macs for code in codes.tolist()]
             return np.array(costs) <= most
 
-        options = DataOptions(
-            name="digits",
-            batch_size=BATCH,
-            eval_batch_size=BATCH,
-            validation=MEASURED,
-            train_limit=RECALIBRATED * BATCH + MEASURED,
-            test_limit=BATCH,
-        )
         space = Space((1,) * len(units), (10,) * len(units), fits)
-        return cls(model, graph, units, space, load(options, 0))
+        return cls(model, graph, units, space, digits())
 
     def fitness(self, code: tuple[int, ...]) -> float:
         """Smooth, with one best code: the layers before each change of size count for more."""
@@ -81,17 +72,8 @@ class Setting:
         return [plan_of(self.graph, each, order) for each in widths]
 
     def evolved(self, generation: int) -> list[tuple[int, ...]]:
-        """A population of evolution with the shares of MetaPruning's paper; 0 is random."""
-        search = Evolution(
-            self.space,
-            0,
-            population=K,
-            select_num=10,
-            mutation_num=K // 2,
-            crossover_num=K // 2,
-            iterations=generation + 1,
-            mutation_probability=0.1,
-        )
+        """A population of evolution; 0 is random."""
+        search = evolution(self.space, generation + 1)
         for _ in range(generation):
             for candidate in search.ask():
                 search.tell(candidate.number, self.fitness(candidate.code))
@@ -143,7 +125,7 @@ def bench_population(
     def together() -> list[float]:
         evaluator = ScoredEvaluator(
             partial(inherited_subnets, setting.model, setting.graph),
-            torch.zeros(1, 3, 32, 32),
+            EXAMPLE,
             setting.splits,
             batches=RECALIBRATED,
             device=CPU,

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_shared import CPU, K, Setting
+from _population import CPU, EXAMPLE, K, evolution
+from bench_shared import Setting
 from numpy.typing import NDArray
 
 from fastprune import models, trace
@@ -29,7 +30,6 @@ from fastprune.artifact import load_state, restore
 from fastprune.data import DataOptions, Placement, Splits, load
 from fastprune.methods._pruningnet import GeneratedSubnets, PruningNet
 from fastprune.methods._trials import TrialLog
-from fastprune.search import Evolution
 from fastprune.training._racing import Racing
 from fastprune.training._union import Subnet
 from fastprune.training.shared import SharedEvaluator, inherited_subnets
@@ -51,7 +51,7 @@ def images(root: str) -> Splits:
 
 def right_of(subnets: Iterable[Subnet], splits: Splits) -> NDArray[np.bool_]:
     """``[K, IMAGES]``: what each candidate gets right."""
-    shared = SharedEvaluator(subnets, torch.zeros(1, 3, 32, 32), device=CPU)
+    shared = SharedEvaluator(subnets, EXAMPLE, device=CPU)
     shared.recalibrate(splits.train, RECALIBRATED)
     right = []
     for x, y in splits.test.epoch(0, placement=Placement(CPU)):
@@ -64,9 +64,9 @@ def right_of(subnets: Iterable[Subnet], splits: Splits) -> NDArray[np.bool_]:
 def generated(root: str, run: str) -> dict[str, NDArray[np.bool_]]:
     """The first and the last K candidates of a search by a trained pruningnet."""
     network = models.resolve("resnet20_cifar")
-    model, example = network.build(shortcut="B").eval(), torch.zeros(1, 3, 32, 32)
+    model = network.build(shortcut="B").eval()
     assert network.genes is not None
-    net = PruningNet(model, network.genes(trace(model, example)), example)
+    net = PruningNet(model, network.genes(trace(model, EXAMPLE)), EXAMPLE)
     restore(net, load_state(Path(run) / "pruningnet.safetensors"))
     subnets, splits = GeneratedSubnets(net), images(root)
     codes = [trial.code for trial in TrialLog(Path(run) / "trials.jsonl", read_only=True)]
@@ -84,16 +84,7 @@ def inherited(root: str, weights: str) -> dict[str, NDArray[np.bool_]]:
     model.load_state_dict({name.removeprefix("module."): t for name, t in state.items()})
     splits = images(root)
     subnets = partial(inherited_subnets, model, made.graph)
-    search = Evolution(
-        made.space,
-        0,
-        population=K,
-        select_num=10,
-        mutation_num=K // 2,
-        crossover_num=K // 2,
-        iterations=2,
-        mutation_probability=0.1,
-    )
+    search = evolution(made.space, 2)
     found = []
     while asked := search.ask():
         plans = made.plans([candidate.code for candidate in asked])

@@ -189,8 +189,7 @@ class GeneTable:
     def channels(self, gene: Sequence[int]) -> tuple[int, ...]:
         """The channels that each id leaves."""
         self.check(gene)
-        widths = np.array(self.bases, np.int64) * _percent(np.array(gene, np.int64)) // 100
-        return tuple(np.maximum(widths, 1).tolist())
+        return tuple(_widths(np.array(self.bases), np.array(gene)).tolist())
 
     def widths(self, gene: Sequence[int]) -> Widths:
         """Widths of the groups that the gene governs.
@@ -225,7 +224,8 @@ class GeneTable:
         for i, (name, base) in enumerate(zip(self.names, self.bases, strict=True)):
             wanted = {widths.get(group, base) for group in self.groups[i]} or {base}
             levels = range(_TOP if i in self.fixed else 0, LEVELS)
-            ids = [level for level in levels if {_width(base, level)} == wanted]
+            left = _widths(np.array(base), np.array(levels)).tolist()
+            ids = [level for level, width in zip(levels, left, strict=True) if {width} == wanted]
             if not ids:
                 shown = " and ".join(str(n) for n in sorted(wanted))
                 raise PlanError(f"genes: no id of {name} leaves {shown} of {base} channels")
@@ -271,10 +271,9 @@ class GeneTable:
         column = {group.name: i for i, group in enumerate(graph.groups)}
         full = np.array([group.channels for group in graph.groups], np.int64)
         widths: NDArray[np.int64] = np.tile(full, (len(genes), 1))
-        percent = _percent(genes)
         for i, names in enumerate(self.groups):
             at = [column[graph.group(name).name] for name in names]
-            widths[:, at] = np.maximum(full[at] * percent[:, i, None] // 100, 1)
+            widths[:, at] = _widths(full[at], genes[:, i, None])
         return widths
 
 
@@ -367,8 +366,10 @@ def _encodings(
     return found
 
 
-def _width(base: int, level: int) -> int:
-    return max(base * (10 + 3 * level) // 100, 1)
+def _widths(bases: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The channels that ids leave of ``bases``."""
+    left: NDArray[np.int64] = np.maximum(bases * _percent(ids) // 100, 1)
+    return left
 
 
 def _numbers(given: str | Sequence[float]) -> list[float]:

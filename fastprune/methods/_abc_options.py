@@ -13,6 +13,7 @@ from fastprune.graph.units import FULL, parse_code
 from fastprune.methods import MethodOptions, PruneOptions
 from fastprune.methods._codes import check_code, reach_of, space_of, units_of
 from fastprune.methods._inherit import check_rule
+from fastprune.methods._structures import common_problems
 from fastprune.models import Network
 from fastprune.training import TrainingOptions
 
@@ -105,18 +106,8 @@ class AbcOptions(MethodOptions):
         )
 
     def problems(self, prune: PruneOptions) -> list[str]:
-        found = []
-        others = PruneOptions(keep=prune.keep, budget=prune.budget).model_dump()
-        found += [
-            f"prune.{name}: not a part of ABCPruner, whose widths are tenths (method.code)"
-            for name, value in prune.model_dump().items()
-            if value != others[name]
-        ]
-        if prune.budget and "latency_ms" in prune.budget:
-            found.append(
-                "prune.budget.latency_ms: cannot be known of a code without building its network; "
-                "expected macs, params, channels or size_mb"
-            )
+        why = "ABCPruner, whose widths are tenths (method.code)"
+        found = common_problems(prune, why, "code")
         try:
             check_rule(self.inherit)
         except FastpruneError as error:

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
-from fastprune.errors import BudgetError, PlanError
+from fastprune.errors import PlanError
 from fastprune.graph import ChannelGraph
 from fastprune.graph.units import Units, units_by_group, units_by_stage
+from fastprune.methods._structures import Limits, check_structure, reach, structure_space
 from fastprune.models import Network
-from fastprune.records import Budget, amount
 from fastprune.search import Space
 
-__all__ = [
-    "METRICS",
-    "SCALE",
-    "check_code",
-    "reach_of",
-    "space_of",
-    "units_of",
-    "within",
-]
-
-Limits = Mapping[str, float] | None
-
-# Columns of a cost model's rows, the last in bytes.
-METRICS, SCALE = ("macs", "params", "channels", "size_mb"), (1, 1, 1, 1e6)
+__all__ = ["check_code", "reach_of", "space_of", "units_of"]
 
 
 def units_of(choice: str, graph: ChannelGraph, network: Network | None) -> Units:
@@ -57,24 +42,7 @@ def check_code(code: tuple[int, ...], graph: ChannelGraph, budget: Limits, units
         widths = units.widths(graph, code)
     except PlanError as error:
         raise PlanError(f"method.{error}") from None
-    vector = graph.width_vector(widths).astype(np.int64)
-    if (vector == graph.width_vector()).all():
-        raise PlanError("method.code: keeps every channel; nothing would be pruned")
-    if not within(graph, budget, vector[None])[0]:
-        cost = graph.cost(widths).to_dict()
-        reached = ", ".join(f"{name} {cost[name]:,}" for name in budget or {})
-        raise BudgetError(f"prune.budget: the network of method.code has {reached}; over budget")
-
-
-def within(graph: ChannelGraph, budget: Limits, widths: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which candidates ``[K]`` of widths ``[K, groups]`` are within the budget."""
-    costs = graph.cost_model.raw(widths.astype(np.float64)) / SCALE
-    stays = np.ones(len(widths), bool)
-    full = graph.cost().to_dict()
-    for limit in Budget.parse(budget).limits if budget else ():
-        column = METRICS.index(limit.metric)
-        stays &= costs[:, column] <= limit.absolute(full[limit.metric])
-    return stays
+    check_structure(graph, budget, widths, "method.code")
 
 
 def space_of(highest: int, graph: ChannelGraph, budget: Limits, units: Units) -> Space:
@@ -89,32 +57,28 @@ def space_of(highest: int, graph: ChannelGraph, budget: Limits, units: Units) ->
     Raises:
         FastpruneError: there are none, or none within the budget.
     """
-    size, whole = len(units.names), graph.width_vector().astype(np.int64)
+    size = len(units.names)
     if not size:
         raise PlanError(
             "method.units: there are none; no channel group that they govern can be pruned, or "
             "prune.keep keeps them all"
         )
 
-    def feasible(codes: NDArray[np.int64]) -> NDArray[np.bool_]:
-        widths = units.width_matrix(graph, codes)
-        # Keeping everything is no candidate either: it would be the best of many a search.
-        return within(graph, budget, widths) & (widths < whole).any(1)
+    def width_matrix(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+        return units.width_matrix(graph, codes)
 
-    try:
-        return Space((1,) * size, (highest,) * size, feasible, fill=bool(budget))
-    except BudgetError:
-        asked = ", ".join(f"{metric} {limit:g}" for metric, limit in (budget or {}).items())
-        raise BudgetError(
-            f"prune.budget: no code can meet it; got {asked}, and codes from 1 to {highest} have "
-            f"{reach_of(highest, graph, units)}"
-        ) from None
+    return structure_space(
+        graph,
+        budget,
+        (1,) * size,
+        (highest,) * size,
+        width_matrix,
+        word="code",
+        fill=bool(budget),
+    )
 
 
 def reach_of(highest: int, graph: ChannelGraph, units: Units) -> str:
     """What codes from 1 to ``highest`` bring each metric to, in one line."""
     ends = np.array([[1], [highest]], np.int64).repeat(len(units), axis=1)
-    widths = units.width_matrix(graph, ends).astype(np.float64)
-    low, high = graph.cost_model.raw(widths) / SCALE
-    rows = zip(METRICS, low, high, strict=True)
-    return ", ".join(f"{metric} {amount(a)} to {amount(b)}" for metric, a, b in rows)
+    return reach(graph, units.width_matrix(graph, ends))

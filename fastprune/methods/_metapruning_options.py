@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,14 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
-from fastprune.errors import BudgetError, ConfigError, FastpruneError, PlanError
+from fastprune.errors import ConfigError, FastpruneError, PlanError
 from fastprune.graph import ChannelGraph, GeneTable
 from fastprune.methods import MethodOptions, PruneOptions
-from fastprune.methods._codes import METRICS, SCALE, within
+from fastprune.methods._structures import (
+    Limits,
+    check_structure,
+    common_problems,
+    reach,
+    structure_space,
+)
 from fastprune.methods._trials import TrialLog
 from fastprune.models import Network
-from fastprune.records import amount
-from fastprune.search import Evolution, Space
+from fastprune.search import Evolution
 from fastprune.training import TrainingOptions
 from fastprune.training.options import Precision
 
@@ -26,7 +30,6 @@ __all__ = [
     "TRIALS",
     "MetaPruningOptions",
     "algorithm_of",
-    "check_gene",
     "table_of",
 ]
 
@@ -96,13 +99,19 @@ class MetaPruningOptions(MethodOptions):
         return self.searches
 
     @property
-    def trains(self) -> bool:
-        """Whether a pruningnet has to be trained."""
-        return self.earlier is None and (self.searches or self.weights == "generated")
+    def uses_pruningnet(self) -> bool:
+        """Whether weights have to be generated."""
+        return self.searches or self.weights == "generated"
+
+    @property
+    def given_by(self) -> str:
+        """The option that gives the structure, where nothing is searched."""
+        return "method.candidate" if self.gene is None else "method.gene"
 
     @property
     def recipes(self) -> dict[str, TrainingOptions]:
-        return {"pruningnet": self.recipe} if self.trains else {}
+        trains = self.uses_pruningnet and self.earlier is None
+        return {"pruningnet": self.recipe} if trains else {}
 
     @property
     def recipe(self) -> TrainingOptions:
@@ -118,17 +127,8 @@ class MetaPruningOptions(MethodOptions):
         return recipe.model_copy(update={"capture": False})
 
     def problems(self, prune: PruneOptions) -> list[str]:
-        others = PruneOptions(keep=prune.keep, budget=prune.budget).model_dump()
-        found = [
-            f"prune.{name}: not a part of MetaPruning, whose widths are those of a gene"
-            for name, value in prune.model_dump().items()
-            if value != others[name]
-        ]
-        if prune.budget and "latency_ms" in prune.budget:
-            found.append(
-                "prune.budget.latency_ms: cannot be known of a gene without building its network; "
-                "expected macs, params, channels or size_mb"
-            )
+        why = "MetaPruning, whose widths are those of a gene"
+        found = common_problems(prune, why, "gene")
         if self.gene is not None and self.candidate is not None:
             found.append("method.candidate: method.gene is given too; expected one of the two")
         if self.candidate is not None and self.earlier is None:
@@ -145,7 +145,7 @@ class MetaPruningOptions(MethodOptions):
     def check(self, graph: ChannelGraph, prune: PruneOptions, network: Network | None) -> str:
         table = table_of(network, graph)
         if self.earlier is not None:
-            wanted = [PRUNINGNET] if self.searches or self.weights == "generated" else []
+            wanted = [PRUNINGNET] if self.uses_pruningnet else []
             for name in [*wanted, *([] if self.candidate is None else [TRIALS])]:
                 if not (Path(self.earlier) / name).is_file():
                     raise FastpruneError(
@@ -155,11 +155,10 @@ class MetaPruningOptions(MethodOptions):
         if self.searches:
             algorithm_of(self, table, graph, prune.budget, 0)
         else:
-            check_gene(table, self.chosen(table), graph, prune.budget)
+            widths = table.widths(self.chosen(table))
+            check_structure(graph, prune.budget, widths, self.given_by)
         ends = np.array([table.low, table.high], np.int64)
-        low, high = graph.cost_model.raw(table.width_matrix(graph, ends).astype(float)) / SCALE
-        rows = zip(METRICS, low, high, strict=True)
-        return ", ".join(f"{metric} {amount(a)} to {amount(b)}" for metric, a, b in rows)
+        return reach(graph, table.width_matrix(graph, ends))
 
     def chosen(self, table: GeneTable) -> tuple[int, ...]:
         """The gene that is given, by itself or by its number."""
@@ -208,7 +207,7 @@ def algorithm_of(
     options: MetaPruningOptions,
     table: GeneTable,
     graph: ChannelGraph,
-    budget: Mapping[str, float] | None,
+    budget: Limits,
     seed: int,
 ) -> Evolution:
     """The search, before its first candidate.
@@ -216,20 +215,11 @@ def algorithm_of(
     Raises:
         FastpruneError: no gene meets the budget, or sizes of the search do not go together.
     """
-    whole = graph.width_vector().astype(np.int64)
 
-    def feasible(genes: NDArray[np.int64]) -> NDArray[np.bool_]:
-        widths = table.width_matrix(graph, genes)
-        # Keeping everything is no candidate: it would be the best of many a search.
-        return within(graph, budget, widths) & (widths < whole).any(1)
+    def width_matrix(genes: NDArray[np.int64]) -> NDArray[np.int64]:
+        return table.width_matrix(graph, genes)
 
-    try:
-        space = Space(table.low, table.high, feasible)
-    except BudgetError:
-        raise BudgetError(
-            "prune.budget: no gene meets it; got "
-            + ", ".join(f"{metric} {limit:g}" for metric, limit in (budget or {}).items())
-        ) from None
+    space = structure_space(graph, budget, table.low, table.high, width_matrix, word="gene")
     try:
         return Evolution(
             space,
@@ -244,22 +234,6 @@ def algorithm_of(
         )
     except ConfigError as error:
         raise ConfigError([f"method.{problem}" for problem in error.problems]) from None
-
-
-def check_gene(
-    table: GeneTable,
-    gene: tuple[int, ...],
-    graph: ChannelGraph,
-    budget: Mapping[str, float] | None,
-) -> None:
-    """Refuses a gene that is over the budget or prunes nothing."""
-    widths = table.width_matrix(graph, np.array([gene], np.int64))
-    if (widths == graph.width_vector()).all():
-        raise PlanError("method.gene: keeps every channel; nothing would be pruned")
-    if not within(graph, budget, widths)[0]:
-        cost = graph.cost(table.widths(gene)).to_dict()
-        reached = ", ".join(f"{name} {cost[name]:,}" for name in budget or {})
-        raise BudgetError(f"prune.budget: the network of method.gene has {reached}; over budget")
 
 
 def _recipe_problems(recipe: TrainingOptions | None) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -154,8 +154,7 @@ class PruningNet(nn.Module):
         """The layer's weights for each gene, cropped to ``shapes`` (output, input channels)."""
         if not genes:
             return []
-        generator = self.generators[layer.number]
-        assert isinstance(generator, _Generator)
+        generator = cast("_Generator", self.generators[layer.number])
         encodings = torch.from_numpy(self.encodings(layer, genes))
         return crop_generated_weights(
             encodings.to(generator.fc2.weight, non_blocking=True),
@@ -240,9 +239,7 @@ class _Layer(NamedTuple):
     depthwise: bool
 
     def conv(self, network: nn.Module) -> nn.Conv2d:
-        found = network.get_submodule(self.name)
-        assert isinstance(found, nn.Conv2d)
-        return found
+        return cast("nn.Conv2d", network.get_submodule(self.name))
 
     def set_groups(self, network: nn.Module, shape: tuple[int, int]) -> None:
         """A depthwise convolution has as many groups as channels."""

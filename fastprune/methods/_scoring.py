@@ -13,7 +13,7 @@ from fastprune.training import recalibrate_batch_norm
 from fastprune.training.scored import ScoredEvaluator
 from fastprune.training.shared import inherited_subnets
 
-__all__ = ["RECALIBRATE_BATCHES", "recalibrated_state", "saved_line", "scorer"]
+__all__ = ["RECALIBRATE_BATCHES", "recalibrated_state", "scorer"]
 
 RECALIBRATE_BATCHES = 10
 """Where ``recalibrate_batches`` is not given."""
@@ -53,8 +53,3 @@ def recalibrated_state(
     count = RECALIBRATE_BATCHES if batches is None else batches
     recalibrate_batch_norm(small, context.splits.train, count, context.device)
     return {name: tensor.cpu() for name, tensor in small.state_dict().items()}
-
-
-def saved_line(evaluator: ScoredEvaluator) -> str:
-    """What sharing saved, for the user."""
-    return f"shared evaluation: {evaluator.report['steps_saved']:.0%} of the steps were in common"

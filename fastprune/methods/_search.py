@@ -96,7 +96,7 @@ def _check_finite(log: TrialLog, done: bool) -> None:
     evaluated = [trial for trial in log if trial.repeats is None]
     if (done or len(evaluated) >= _HOPELESS) and all(trial.diverged for trial in evaluated):
         raise TrainingError(
-            f"method.fitness: none of the first {len(evaluated)} candidates came to finite "
+            f"search: none of the first {len(evaluated)} candidates came to finite "
             "numbers; where they are trained, try a lower lr, warmup_epochs or clip_grad_norm"
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fastprune.files import write_atomically
 
-__all__ = ["Trial", "TrialLog", "front"]
+__all__ = ["Trial", "TrialLog", "counts", "front", "steps_in_common"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,29 @@ class TrialLog:
             self._by_plan[trial.plan] = trial
         if self.best is None or _rank(trial) > _rank(self.best):
             self.best = trial
+
+
+def counts(trials: Sequence[Trial], evaluated: str) -> dict[str, int]:
+    """How many candidates there were, and what became of those that were evaluated.
+
+    Args:
+        trials: of a search.
+        evaluated: what to call the number of those whose plan was not known before.
+    """
+    new = [trial for trial in trials if trial.repeats is None]
+    return {
+        "candidates": len(trials),
+        evaluated: len(new),
+        "given_up": sum(trial.stopped for trial in new),
+        "diverged": sum(trial.diverged for trial in new),
+    }
+
+
+def steps_in_common(trials: Sequence[Trial]) -> float:
+    """The mean share of steps that candidates evaluated together did not have to run, 0 to 1."""
+    shares = [trial.common for trial in trials if trial.repeats is None and trial.common]
+    together = sum(trial.repeats is None for trial in trials)
+    return round(sum(shares) / together, 4) if together else 0.0
 
 
 def front(trials: Iterable[Trial]) -> list[dict[str, Any]]:

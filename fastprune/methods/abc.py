@@ -29,9 +29,9 @@ from fastprune.methods import (
 from fastprune.methods._abc_options import AbcOptions
 from fastprune.methods._codes import check_code, space_of, units_of
 from fastprune.methods._inherit import channel_order, plan_of
-from fastprune.methods._scoring import recalibrated_state, saved_line, scorer
+from fastprune.methods._scoring import recalibrated_state, scorer
 from fastprune.methods._search import Evaluator, search
-from fastprune.methods._trials import Trial, TrialLog
+from fastprune.methods._trials import Trial, TrialLog, counts, steps_in_common
 from fastprune.search import BeeColony, RandomSearch, SearchAlgorithm
 from fastprune.training import checkpoint
 from fastprune.training._crew import Crew
@@ -67,15 +67,10 @@ def abc(context: MethodContext, options: AbcOptions) -> MethodResult:
     log = TrialLog(context.directory / TRIALS)
     run = _scored if options.evaluator == "shared" else _trained
     best, state = run(context, options, algorithm, make_plan, log)
-    trials = list(log)
-    evaluated = [trial for trial in trials if trial.repeats is None]
     notes: dict[str, Any] = {
         "code": list(best.code),
         "fitness": best.fitness,
-        "candidates": len(trials),
-        "scored" if options.evaluator == "shared" else "trained": len(evaluated),
-        "given_up": sum(trial.stopped for trial in evaluated),
-        "diverged": sum(trial.diverged for trial in evaluated),
+        **counts(list(log), "scored" if options.evaluator == "shared" else "trained"),
     }
     return MethodResult(
         make_plan(best.code),
@@ -128,8 +123,8 @@ def _scored(
         forget=lambda digests: None,
         progress=context.progress,
     )
-    if evaluator.report["steps_saved"]:
-        context.progress.note(saved_line(evaluator))
+    if share := steps_in_common(list(log)):
+        context.progress.note(f"shared evaluation: {share:.0%} of the steps were in common")
     return best, recalibrated_state(context, make_plan(best.code), batches)
 
 

@@ -5,7 +5,9 @@ Liu et al., *MetaPruning: Meta Learning for Automatic Neural Network Channel Pru
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,12 +23,12 @@ from fastprune.methods._metapruning_options import (
     TRIALS,
     MetaPruningOptions,
     algorithm_of,
-    check_gene,
     table_of,
 )
 from fastprune.methods._pruningnet import GeneratedSubnets, PruningNet
 from fastprune.methods._search import search
-from fastprune.methods._trials import TrialLog, front
+from fastprune.methods._structures import check_structure
+from fastprune.methods._trials import TrialLog, counts, front, steps_in_common
 from fastprune.training import fit, recalibrate_batch_norm
 from fastprune.training._device import precision_refusal
 from fastprune.training.scored import ScoredEvaluator
@@ -51,35 +53,54 @@ def metapruning(context: MethodContext, options: MetaPruningOptions) -> MethodRe
     if options.searches and (why := precision_refusal(options.precision, context.device)):
         raise FastpruneError(f"method.precision: {why}")
     table = table_of(context.network, context.graph)
-    net, files = _pruningnet(context, options, table)
-    notes: dict[str, Any]
+    if not options.uses_pruningnet:
+        gene = options.chosen(table)
+        return _result(context, options, _given_plan(context, options, table, gene), gene)
+    net = _pruningnet(context, options, table)
+    files = () if options.earlier else (context.directory / PRUNINGNET,)
     if options.searches:
-        assert net is not None
         gene, notes = _search(context, options, table, net)
-        files.append(context.directory / TRIALS)
+        plan, files = table.plan(gene), (*files, context.directory / TRIALS)
     else:
         gene, notes = options.chosen(table), {}
-    check_gene(table, gene, context.graph, context.prune.budget)
-    plan = table.plan(gene)
-    state = None
-    if options.weights == "generated":
-        assert net is not None
-        state = _generated(context, options, net, plan)
+        plan = _given_plan(context, options, table, gene)
+    state = _generated(context, options, net, plan) if options.weights == "generated" else None
+    return _result(context, options, plan, gene, state, notes, files)
+
+
+def _result(
+    context: MethodContext,
+    options: MetaPruningOptions,
+    plan: PruningPlan,
+    gene: tuple[int, ...],
+    state: dict[str, torch.Tensor] | None = None,
+    notes: Mapping[str, Any] = MappingProxyType({}),
+    files: tuple[Path, ...] = (),
+) -> MethodResult:
     return MethodResult(
         plan,
         context.fresh(context.seed).to(context.device),
         pruned_state=state,
         notes={"gene": list(gene), "weights": options.weights, **notes},
-        files=tuple(files),
+        files=files,
     )
+
+
+def _given_plan(
+    context: MethodContext,
+    options: MetaPruningOptions,
+    table: GeneTable,
+    gene: tuple[int, ...],
+) -> PruningPlan:
+    budget = context.prune.budget
+    check_structure(context.graph, budget, table.widths(gene), options.given_by)
+    return table.plan(gene)
 
 
 def _pruningnet(
     context: MethodContext, options: MetaPruningOptions, table: GeneTable
-) -> tuple[PruningNet | None, list[Path]]:
-    """The trained pruningnet, where one is needed, and the file that holds it."""
-    if not (options.searches or options.weights == "generated"):
-        return None, []
+) -> PruningNet:
+    """The trained pruningnet, on the device; its file is in the method's directory."""
     torch.manual_seed(context.seed)
     net = PruningNet(context.fresh(context.seed), table, context.example.cpu())
     file = context.directory / PRUNINGNET
@@ -93,7 +114,7 @@ def _pruningnet(
                 f"method.earlier: {given} cannot be taken; expected the pruningnet of "
                 f"this network, with these classes: {error}"
             ) from None
-        return net.to(context.device), []
+        return net.to(context.device)
     _explain(context)
     fit(
         net,
@@ -108,7 +129,7 @@ def _pruningnet(
     )
     if not file.is_file():
         artifact.save_state(file, net)
-    return net.to(context.device), [file]
+    return net.to(context.device)
 
 
 def _check_images(context: MethodContext, options: MetaPruningOptions, earlier: Path) -> None:
@@ -164,11 +185,9 @@ def _search(
     return best.code, {
         "number": best.number,
         "fitness": best.fitness,
-        "candidates": len(trials),
-        "measured": sum(trial.repeats is None for trial in trials),
-        "given_up": sum(trial.stopped and trial.repeats is None for trial in trials),
+        **counts(trials, "measured"),
         "images": sum(trial.images or 0 for trial in trials),
-        "steps_in_common": round(sum(trial.common or 0.0 for trial in trials) / len(trials), 4),
+        "steps_in_common": steps_in_common(trials),
         "front": front(trials),
     }
 

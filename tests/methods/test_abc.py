@@ -197,7 +197,7 @@ def test_a_budget_that_no_code_meets_is_refused_before_training(
     graph: ChannelGraph, budget: dict[str, float]
 ) -> None:
     with pytest.raises(
-        BudgetError, match=r"^prune\.budget: no code .*; got \w+ .* codes from 1 to 9 have macs "
+        BudgetError, match=r"^prune\.budget: no code .*; got \w+ .* codes have macs "
     ):
         AbcOptions().check(graph, PruneOptions(budget=budget), None)
 

@@ -132,7 +132,7 @@ def test_networks_without_genes_are_refused(name: str, expected: str) -> None:
             {},
             {"budget": {"macs": 0.001}},
             BudgetError,
-            "^prune.budget: no gene meets it; got macs",
+            "^prune.budget: no gene can meet it; got macs",
         ),
         ({"gene": "1 2 3"}, {}, PlanError, "^method.gene: expected 6 ids"),
         ({"gene": "30 30 -1 30 30 30"}, {}, PlanError, "^method.gene: keeps every channel"),
@@ -303,11 +303,23 @@ def test_an_earlier_run_with_other_validation_images_is_refused(
     searched(tmp_path / "c", splits, gene="3 4 -1 5 6 7", weights="generated", **lent)
 
 
-def test_racing_measures_fewer_images_and_says_so(tmp_path: Path, splits: Splits) -> None:
+def test_racing_measures_fewer_images_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Who is behind at all is dropped: so few images make nobody surely worse.
+    monkeypatch.setattr("fastprune.training._racing.SURE", 0.0)
+    splits = load_data(
+        DataOptions(train_limit=96, test_limit=40, eval_batch_size=6, validation=60), 0
+    )
     result, trials, _ = searched(tmp_path, splits, racing=True)
+    measured = [trial for trial in trials if trial.repeats is None]
 
-    assert result.notes["images"] == sum(trial.images or 0 for trial in trials)
-    assert result.notes["given_up"] == sum(trial.stopped for trial in trials)
+    assert splits.validation is not None
+    assert 0 < result.notes["images"] < len(measured) * splits.validation.images
+    assert result.notes["images"] == sum(trial.images or 0 for trial in measured)
+    assert 0 < result.notes["given_up"] == sum(trial.stopped for trial in measured)
+    dropped = {trial.number for trial in trials if trial.stopped}
+    assert dropped.isdisjoint(row["number"] for row in result.notes["front"])
 
 
 def test_a_damaged_log_is_measured_again_by_whole_populations(

@@ -223,7 +223,7 @@ def test_the_log_of_another_search_is_refused(tmp_path: Path) -> None:
 def test_a_search_that_only_diverges_is_refused(tmp_path: Path) -> None:
     evaluator = Fake(diverges=lambda plan: True)
     for _ in range(2):
-        with pytest.raises(TrainingError, match=r"^method\.fitness: none of the first 10 cand"):
+        with pytest.raises(TrainingError, match=r"^search: none of the first 10 cand"):
             run(tmp_path / "t", evaluator)
     assert len(evaluator.requests) == 10
 
