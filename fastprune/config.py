@@ -122,6 +122,11 @@ class RunConfig(Options):
             )
         if self.model.weights is not None and self.baseline is not None:
             found.append("baseline: model.weights are given too; expected one of the two")
+        if self.method.keeps_zeros and self.finetune is not None:
+            found.append(
+                f"finetune: weights that method {self.method.name} holds at zero would not stay "
+                "so; expected none (the method trains its network itself)"
+            )
         if self.method.needs_validation and not self.data.validation:
             found.append(
                 f"data.validation: got 0, but method {self.method.name} chooses by validation "

@@ -58,6 +58,16 @@ class MethodOptions(Options):
         return False
 
     @property
+    def keeps_zeros(self) -> bool:
+        """Whether weights of the pruned network are zero and have to stay so: no fine-tuning."""
+        return False
+
+    @property
+    def allows_unchanged(self) -> bool:
+        """Whether a plan that drops no channel is a result."""
+        return False
+
+    @property
     def recipes(self) -> dict[str, TrainingOptions]:
         """What the method trains by besides ``finetune``, by the names of its options."""
         return {}

@@ -348,6 +348,10 @@ class _Run:
 
     # Prune
 
+    def cut(self, model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
+        unchanged = self.config.method.allows_unchanged
+        return apply_plan(model, graph, plan, allow_unchanged=unchanged)
+
     def unpruned(self) -> nn.Module:
         """The network the plan is applied to."""
         own = self.records["plan"].results["own_weights"]
@@ -359,7 +363,7 @@ class _Run:
     def prune(self, work: Path) -> Made:
         model, plan = self.unpruned(), self.stored_plan()
         graph = self.trace(model)
-        small = apply_plan(model, graph, plan)
+        small = self.cut(model, graph, plan)
         images, _ = next(iter(self.splits.test.epoch(0)))
         oracle = check_oracle(mask_plan(model, graph, plan), small, images.to(self.device))
         if self.records["plan"].results["own_pruned_weights"]:
@@ -387,7 +391,7 @@ class _Run:
         plan, facts = self.stored_plan(), self.records["plan"].results
         model = self.unpruned()
         graph = self.trace(model)
-        small = apply_plan(model, graph, plan)
+        small = self.cut(model, graph, plan)
         recipe, field = config.finetune, "finetune"
         if facts["finetune"] is not None:
             recipe = TrainingOptions.model_validate(facts["finetune"])
@@ -397,7 +401,7 @@ class _Run:
         elif facts["masked"]:
             masked = mask_plan(model, graph, plan)
             self.train(masked, recipe, work, "masked fine-tuning", self.teacher(recipe), field)
-            small = apply_plan(masked, graph, plan)
+            small = self.cut(masked, graph, plan)
         else:
             artifact.restore(small, artifact.load_state(directory.start))
             self.train(small, recipe, work, "fine-tuning", self.teacher(recipe), field)

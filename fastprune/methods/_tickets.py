@@ -1,0 +1,133 @@
+"""What a state of a lottery ticket trains, and what a round makes of the trained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fastprune.graph import ChannelGraph, PruningPlan
+from fastprune.methods._lottery_options import LotteryOptions
+from fastprune.methods._refill import refill
+from fastprune.methods._weight_masks import (
+    Masks,
+    drop_smallest,
+    filter_weights,
+    live_weights,
+    prunable_weights,
+    prune_weights,
+)
+
+__all__ = ["FilterScores", "Structure", "Ticket", "first_ticket", "next_ticket"]
+
+FilterScores = Callable[[Masks], Mapping[str, Tensor]]
+"""Scores of the filters of every prunable convolution, given the weights that a round leaves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What stays of the unpruned network, in its coordinates.
+
+    Attributes:
+        masks: of the prunable weights, true where one stays.
+        plan: of the channels.
+    """
+
+    masks: Masks
+    plan: PruningPlan
+
+    @property
+    def remaining(self) -> int:
+        """Prunable weights that stay."""
+        return sum(int(mask.sum()) for mask in self.masks.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """As tensors and plain data."""
+        return {"masks": dict(self.masks), "plan": self.plan.to_json()}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Structure:
+        """From what `state_dict` gave."""
+        return cls(state["masks"], PruningPlan.from_json(state["plan"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A state: what is trained, and what is left of it at the end.
+
+    Attributes:
+        trained: what the state trains.
+        left: what stays of it after its training; the same unless weights are penalised.
+        penalised: masks of the weights that the penalty shrinks; empty where there are none.
+    """
+
+    trained: Structure
+    left: Structure
+    penalised: Masks
+
+    def state_dict(self) -> dict[str, Any]:
+        """As tensors and plain data."""
+        return {
+            "trained": self.trained.state_dict(),
+            "left": self.left.state_dict(),
+            "penalised": dict(self.penalised),
+        }
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Ticket:
+        """From what `state_dict` gave."""
+        return cls(
+            Structure.of(state["trained"]), Structure.of(state["left"]), state["penalised"]
+        )
+
+
+def first_ticket(graph: ChannelGraph, options: LotteryOptions) -> Ticket:
+    """The whole network."""
+    names = prunable_weights(graph, first=options.first_conv)
+    plan = PruningPlan(
+        {group.name: tuple(range(group.channels)) for group in graph.groups}, graph.widths()
+    )
+    whole = Structure(live_weights(plan, graph, names), plan)
+    return Ticket(whole, whole, {})
+
+
+def next_ticket(
+    before: Structure,
+    weights: Mapping[str, Tensor],
+    number: int,
+    graph: ChannelGraph,
+    options: LotteryOptions,
+    scores: FilterScores,
+) -> Ticket:
+    """What round ``number``, from 1 on, makes of a trained network.
+
+    Args:
+        before: what the network was when its training had ended.
+        weights: trained, in the unpruned network's coordinates; zero where nothing stayed.
+        number: of the round.
+        graph: of the unpruned network.
+        options: the method's.
+        scores: asked for where whole filters are chosen.
+    """
+    names = tuple(before.masks)
+    if options.structured:
+        sizes = {name: int(mask.sum()) for name, mask in before.masks.items()}
+        target = options.targets(sizes, [number])
+        masks = drop_smallest(weights, before.masks, target, ranking=options.ranking)
+        plan = refill(masks, scores(masks), graph, before.plan, options.fillback_rate)
+        after = Structure(live_weights(plan, graph, names), plan)
+        if options.variant == "refill":
+            return Ticket(after, after, {})
+        stay = filter_weights(plan, graph, names)
+        return Ticket(before, after, {n: before.masks[n] & ~stay[n] for n in names})
+    sizes = {name: mask.numel() for name, mask in before.masks.items()}
+    target = options.targets(sizes, range(1, number + 1))
+    masks, plan = prune_weights(
+        weights, before.masks, graph, target, ranking=options.ranking
+    )
+    after = Structure(masks, plan)
+    if options.variant == "imp":
+        return Ticket(after, after, {})
+    return Ticket(before, after, {n: before.masks[n] & ~masks[n] for n in names})
