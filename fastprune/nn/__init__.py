@@ -2,7 +2,14 @@
 
 from fastprune.nn.activation_statistics import ActivationStatistics
 from fastprune.nn.channel_select import ChannelSelect
+from fastprune.nn.growing_penalty import GrowingPenalty
 from fastprune.nn.relu_with_zero_count import ReLUWithZeroCount
 from fastprune.nn.sparsity_penalty import SparsityPenalty
 
-__all__ = ["ActivationStatistics", "ChannelSelect", "ReLUWithZeroCount", "SparsityPenalty"]
+__all__ = [
+    "ActivationStatistics",
+    "ChannelSelect",
+    "GrowingPenalty",
+    "ReLUWithZeroCount",
+    "SparsityPenalty",
+]

@@ -15,6 +15,7 @@ from fastprune.files import digest_of
 from fastprune.training._alone import images_between, left_alone
 from fastprune.training._device import name_of
 from fastprune.training._guard import LossGuard, check_weights
+from fastprune.training._hooks import Hooks
 from fastprune.training._pace import Pace
 from fastprune.training._step import TrainingStep
 from fastprune.training._store import State, Store
@@ -41,6 +42,7 @@ class Run:
         self,
         model: nn.Module,
         step: TrainingStep,
+        hooks: Hooks,
         options: TrainingOptions,
         splits: Splits,
         store: Store,
@@ -52,6 +54,7 @@ class Run:
         self._say, self._stop = say, stop
         self._model, self._step, self._options, self._splits = model, step, options, splits
         self._store, self._device, self._name = store, device, name
+        self._hooks = hooks
         self._guard = LossGuard(device, name)
         self._totals = Totals(device)
         self._best: dict[str, torch.Tensor] | None = None
@@ -154,6 +157,8 @@ class Run:
         self._store.append_metrics(asdict(record))
         if self._options.keep == "best" and best_epoch(self.history) == record.epoch:
             self._best = {k: t.clone() for k, t in self._model.state_dict().items()}
+        if self._hooks.after_epoch is not None:
+            self._hooks.after_epoch(record)
         self.epoch, self.batch = self.epoch + 1, 0
         self._totals = Totals(self._device)
         self._pace = Pace()
@@ -182,6 +187,7 @@ class Run:
         state = self._store.newest(self._device)
         if state is not None:
             self._step.load_state_dict(state["step"])
+            self._hooks.load_state_dict(state.get("hooks"))
             self._totals.load_state_dict(state["totals"])
             self._best = state["best"]
             self._pace.load_state_dict(state["pace"])
@@ -220,6 +226,7 @@ class Run:
             "stopped_early": len(self.history) < self._options.epochs,
             "validation": validation.to_dict() if validation else None,
             "history": [asdict(record) for record in self.history],
+            "hooks": self._hooks.state_dict(),
         }
         self._store.finish(result)
         return _fit_result(result)
@@ -227,6 +234,7 @@ class Run:
     def restore_result(self, result: State) -> FitResult:
         """What `finish` stored."""
         self._model.load_state_dict(result["model"])
+        self._hooks.load_state_dict(result.get("hooks"))
         self._model.to(memory_format=torch.contiguous_format)
         return _fit_result(result)
 
@@ -254,6 +262,7 @@ class Run:
         cuda = self._device.type == "cuda"
         return {
             "step": self._step.state_dict(),
+            "hooks": self._hooks.state_dict(),
             "totals": self._totals.state_dict(),
             "best": self._best,
             "pace": self._pace.state_dict(),

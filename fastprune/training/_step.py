@@ -19,24 +19,13 @@ from fastprune.errors import TrainingError
 from fastprune.training._capture import Captured, CudaGraphs
 from fastprune.training._compile import Compiled
 from fastprune.training._device import autocast, precision_of
+from fastprune.training._hooks import AfterBackward, AfterStep, owner_of
 from fastprune.training._possible import uncapturable
 from fastprune.training.distill import distillation_loss
 from fastprune.training.evaluate import check_classes
 from fastprune.training.options import TrainingOptions
 
-__all__ = ["AfterBackward", "AfterStep", "StepKind", "TrainingStep"]
-
-AfterBackward = Callable[[], object]
-"""Called once a step with gradients complete: unscaled, accumulated, not yet clipped.
-
-One with an attribute ``capturable`` that is true, or of an object with such an attribute, says
-that all it does is done on the device, the same at every step, and may become a part of a CUDA
-graph: it is then not called at every step any more.
-"""
-
-AfterStep = Callable[[Any], object]
-"""Called once a step with the learning rate just used, a float; one that is capturable, as above,
-may be given it as a tensor, 0-dim float32 on the device, whose value changes from step to step."""
+__all__ = ["StepKind", "TrainingStep"]
 
 StepKind = Literal["eager", "compiled", "captured"]
 
@@ -247,7 +236,7 @@ class TrainingStep:
 
 
 def _capturable(hook: Callable[..., object]) -> bool:
-    return bool(getattr(getattr(hook, "__self__", hook), "capturable", False))
+    return bool(getattr(owner_of(hook), "capturable", False))
 
 
 def _name_of(hook: Callable[..., object]) -> str:

@@ -13,9 +13,10 @@ from torch import nn
 from fastprune.data import Splits
 from fastprune.errors import TrainingError
 from fastprune.training._device import kept_modes
+from fastprune.training._hooks import AfterBackward, AfterEpoch, AfterStep, Hooks
 from fastprune.training._possible import impossible
 from fastprune.training._run import Run, identity_of
-from fastprune.training._step import AfterBackward, AfterStep, TrainingStep
+from fastprune.training._step import TrainingStep
 from fastprune.training._store import Store
 from fastprune.training.options import TrainingOptions
 from fastprune.training.progress import Progress, SilentProgress
@@ -35,6 +36,7 @@ def fit(
     teacher: nn.Module | None = None,
     after_backward: AfterBackward | None = None,
     after_step: AfterStep | None = None,
+    after_epoch: AfterEpoch | None = None,
     stop: Callable[[int], bool] | None = None,
     progress: Progress | None = None,
     name: str = "finetune",
@@ -59,6 +61,10 @@ def fit(
         after_step: called once a step with the learning rate: for proximal steps. Both keep a
             step from becoming a CUDA graph, unless they have an attribute ``capturable``, true:
             then they may be called for its recording alone, the second with a tensor.
+        after_epoch: called once an epoch with its record, after validation and before its
+            checkpoint. Any of the three that has ``state_dict`` and ``load_state_dict``, or is a
+            method of an object that has, is saved and goes on with the training, and gets back its
+            last state where the training had ended: plain data and tensors, no other objects.
         stop: called with the number of epochs done before each further one; whether to end here.
             A training that goes on asks again, so it has to answer the same.
         progress: shows how far it is.
@@ -67,7 +73,7 @@ def fit(
 
     Raises:
         TrainingError: the recipe cannot be followed here, or the loss is no longer finite.
-        CheckpointError: the directory holds another training.
+        CheckpointError: the directory holds another training, or one with other hooks.
         DataError: an image cannot be read.
     """
     device, progress = torch.device(device), progress or SilentProgress()
@@ -76,20 +82,20 @@ def fit(
     identity = identity_of(model, splits, options, seed, teacher is not None)
     store = Store(directory, identity, options.checkpoint_every, progress, name)
     say = partial(_say, progress, name)
-    hooks = (after_backward, after_step)
+    hooks = Hooks(after_backward, after_step, after_epoch)
     step = TrainingStep(
         model,
         options,
         device,
         teacher,
-        hooks,
+        (after_backward, after_step),
         pipeline=splits.train,
         name=name,
         field=field,
         say=say,
     )
     with _seeded(seed, device), kept_modes(model), closing(step):
-        run = Run(model, step, options, splits, store, device, name, say, stop)
+        run = Run(model, step, hooks, options, splits, store, device, name, say, stop)
         if (stored := store.result(device)) is not None:
             return run.restore_result(stored)
         run.resume()
