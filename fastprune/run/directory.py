@@ -81,7 +81,7 @@ def stage_key(stage: str, inputs: Any) -> str:
 
 
 def stored_record(file: Path) -> StageRecord | None:
-    """The record in a file, whether or not what it tells of still stands; None where it is none."""
+    """The record in a file, whether or not its result still stands; None where it is none."""
     try:
         record = StageRecord(**_read_json(file))
         return replace(record, bad_images=tuple(record.bad_images))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["RunPaths", "is_run_directory"]
+from fastprune.errors import ConfigError
+
+__all__ = ["RunPaths", "check_run_directory", "is_run_directory"]
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -59,6 +61,16 @@ WORK = "work"
 def is_run_directory(path: Path) -> bool:
     """Whether a run was started in this folder."""
     return (path / CONFIG).is_file()
+
+
+def check_run_directory(path: Path) -> None:
+    """Raises ConfigError if no run was started in this folder."""
+    if not path.exists():
+        raise ConfigError(f"{path}: there is no such folder; expected a run directory")
+    if not path.is_dir():
+        raise ConfigError(f"{path}: is a file; expected a run directory")
+    if not is_run_directory(path):
+        raise ConfigError(f"{path}: not a run directory: it holds no {CONFIG}")
 
 
 class RunPaths:

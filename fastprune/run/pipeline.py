@@ -26,6 +26,7 @@ from fastprune.files import sha256_of, write_json
 from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, mask_plan, trace
 from fastprune.methods import MethodContext
 from fastprune.methods import registry as methods
+from fastprune.methods._states import read_states
 from fastprune.models import resolve
 from fastprune.run.checks import budget_lines, check_oracle, check_reachable, check_recipes
 from fastprune.run.directory import (
@@ -35,6 +36,7 @@ from fastprune.run.directory import (
     open_directory,
     stage_key,
 )
+from fastprune.run.figures import state_drawings
 from fastprune.run.networks import (
     build_network,
     check_outputs,
@@ -331,11 +333,16 @@ class _Run:
         # An earlier search's, perhaps of another method.
         directory.trials.unlink(missing_ok=True)
         directory.search_plot.unlink(missing_ok=True)
+        directory.states.unlink(missing_ok=True)
         for file in found.files:
             directory.take(file)
         # Of the method's own file: one beside the results may be lost or edited later.
         if (trials := work / directory.trials.name) in found.files:
             plot_search(directory.search_plot, trials)
+        if (states := work / directory.states.name) in found.files:
+            full = {group.name: group.channels for group in context.graph.groups}
+            for file, draw in state_drawings(read_states(states), full, directory):
+                draw(file)
         results = {
             "digest": found.plan.digest,
             "own_weights": found.model is not model,
