@@ -353,6 +353,46 @@ def evaluate(
         print_metrics(figures)
 
 
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="Run directories, for instance runs/*.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Folder of comparison.csv, .json and .png; default: here."),
+    ] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Compare finished runs of any method: accuracy, cost and time, as table, files and figure."""
+    from fastprune.run.compare import compare as compare_runs
+    from fastprune.run.compare import print_comparison
+
+    found = compare_runs(runs, out)
+    for line in found.notes:
+        print(f"fastprune: {line}", file=sys.stderr)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        print_comparison(found)
+
+
+@app.command()
+def plot(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run directory; the run need not be finished.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the figures; by default RUN.")
+    ] = None,
+) -> None:
+    """Draw the figures of a run: training curves, search, kept channels, states, penalty."""
+    from fastprune.run.figures import draw_run
+
+    for file in draw_run(path, out):
+        print(file)
+
+
 @app.command(name="list")
 def list_(
     kind: Annotated[

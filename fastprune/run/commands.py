@@ -22,7 +22,7 @@ from fastprune.config import (
 from fastprune.data import DataOptions, InputPipeline, Normalization
 from fastprune.errors import ConfigError, PlanError, nearest
 from fastprune.graph import PruningPlan, parse_code, units_by_group
-from fastprune.run.directory import is_run_directory, saved_config
+from fastprune.run.directory import saved_config
 from fastprune.run.genes import gene_facts, gene_ids, gene_network, set_quirks
 from fastprune.run.networks import (
     NormalizationChoice,
@@ -32,6 +32,7 @@ from fastprune.run.networks import (
     device_of,
     set_threads,
 )
+from fastprune.run.paths import is_run_directory
 from fastprune.run.report import channel_facts
 from fastprune.training import Progress, choose_progress
 from fastprune.training import evaluate as measure

@@ -1,4 +1,4 @@
-"""The run directory: the only code that knows its file names, and what in it is still good."""
+"""The run directory: opening and locking it, and what in it is still good."""
 
 from __future__ import annotations
 
@@ -21,50 +21,27 @@ from fastprune.data import Listing
 from fastprune.errors import ConfigError, DataError, FastpruneError
 from fastprune.files import TEMPORARY, digest_of, sha256_of, write_atomically, write_json
 from fastprune.run.lock import locked
+from fastprune.run.paths import (
+    CONFIG,
+    ENVIRONMENT,
+    FILES,
+    GRAPH,
+    IMAGES,
+    LOCK,
+    RECORDS,
+    WORK,
+    RunPaths,
+    is_run_directory,
+)
 
-__all__ = ["STAGES", "RunDirectory", "StageRecord", "is_run_directory", "open_directory"]
+__all__ = ["STAGES", "RunDirectory", "StageRecord", "open_directory", "stage_key", "stored_record"]
 
 STAGES = ("baseline", "plan", "prune", "finetune", "report")
 
-CONFIG = "config.yaml"
-ENVIRONMENT = "environment.json"
-LOCK = "lock"
-IMAGES = "images.json"
-GRAPH = "graph.json"
-BASELINE = "baseline.safetensors"
-UNPRUNED = "unpruned.safetensors"
-PLAN = "plan.json"
-INHERITED = "inherited.safetensors"
-START = "finetune_start.safetensors"
-PRUNED = "pruned"
-REPORT = "report.json"
-TRIALS = "trials.jsonl"
-PRUNINGNET = "pruningnet.safetensors"
-CHANNELS_PLOT = "channels.png"
-SEARCH_PLOT = "search.png"
-
-_FILES = (
-    CONFIG,
-    ENVIRONMENT,
-    IMAGES,
-    GRAPH,
-    BASELINE,
-    UNPRUNED,
-    PLAN,
-    INHERITED,
-    START,
-    f"{PRUNED}.safetensors",
-    f"{PRUNED}.json",
-    REPORT,
-    TRIALS,
-    PRUNINGNET,
-    CHANNELS_PLOT,
-    SEARCH_PLOT,
-    LOCK,
-)
-_RECORDS = "stages"
-_WORK = "work"
 _INPUTS = "inputs.json"
+
+_FORMAT = 1
+"""Raised when a stage computes something else from the same inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,76 +75,22 @@ class StageRecord:
         return digest_of([self.stage, self.inputs, self.results, self.files])
 
 
-def is_run_directory(path: Path) -> bool:
-    """Whether a run was started in this folder."""
-    return (path / CONFIG).is_file()
+def stage_key(stage: str, inputs: Any) -> str:
+    """Digest of what a stage is made from, as its record keeps it."""
+    return digest_of([stage, _FORMAT, inputs])
 
 
-class RunDirectory:
+def stored_record(file: Path) -> StageRecord | None:
+    """The record in a file, whether or not its result still stands; None where it is none."""
+    try:
+        record = StageRecord(**_read_json(file))
+        return replace(record, bad_images=tuple(record.bad_images))
+    except TypeError:
+        return None
+
+
+class RunDirectory(RunPaths):
     """An opened and locked run directory; get one from `open_directory`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @property
-    def baseline(self) -> Path:
-        """Weights of the baseline network."""
-        return self.path / BASELINE
-
-    @property
-    def unpruned(self) -> Path:
-        """Weights the plan is applied to, where the method trained others than the baseline's."""
-        return self.path / UNPRUNED
-
-    @property
-    def graph(self) -> Path:
-        """Channel groups of the network, for people to read."""
-        return self.path / GRAPH
-
-    @property
-    def plan(self) -> Path:
-        """The pruning plan."""
-        return self.path / PLAN
-
-    @property
-    def inherited(self) -> Path:
-        """Weights of the pruned network, where the method trained it."""
-        return self.path / INHERITED
-
-    @property
-    def start(self) -> Path:
-        """Weights fine-tuning starts from."""
-        return self.path / START
-
-    @property
-    def pruned(self) -> Path:
-        """The product, as `fastprune.load` takes it: stem of a ``.safetensors`` and ``.json``."""
-        return self.path / PRUNED
-
-    @property
-    def product(self) -> tuple[Path, Path]:
-        """The two files of the product."""
-        return self.path / f"{PRUNED}.safetensors", self.path / f"{PRUNED}.json"
-
-    @property
-    def report(self) -> Path:
-        """The report, as JSON."""
-        return self.path / REPORT
-
-    @property
-    def trials(self) -> Path:
-        """The candidates of a search, where the method was one."""
-        return self.path / TRIALS
-
-    @property
-    def channels_plot(self) -> Path:
-        """Channels kept in every group."""
-        return self.path / CHANNELS_PLOT
-
-    @property
-    def search_plot(self) -> Path:
-        """Fitness of a search's candidates."""
-        return self.path / SEARCH_PLOT
 
     def take(self, file: Path) -> None:
         """Puts a copy of a method's file beside the results, under its name.
@@ -175,14 +98,14 @@ class RunDirectory:
         Raises:
             ValueError: results do not have that name.
         """
-        if file.name not in _FILES:
-            raise ValueError(f"{file.name}: not a name of a result; expected one of {_FILES}")
+        if file.name not in FILES:
+            raise ValueError(f"{file.name}: not a name of a result; expected one of {FILES}")
         write_atomically(self.path / file.name, lambda path: shutil.copyfile(file, path))
 
     def replan(self, config: RunConfig) -> None:
         """Removes what the plan's stage left, so that it begins anew, by another configuration."""
-        (self.path / _RECORDS / "plan.json").unlink(missing_ok=True)
-        shutil.rmtree(self.path / _WORK / "plan", ignore_errors=True)
+        self.record_file("plan").unlink(missing_ok=True)
+        shutil.rmtree(self.work_folder("plan"), ignore_errors=True)
         _write_config(self.path, config)
 
     def hold_images(self, listings: Mapping[str, Listing], note: Callable[[str], object]) -> None:
@@ -213,7 +136,7 @@ class RunDirectory:
 
     def work(self, stage: str, inputs: str) -> Path:
         """A folder for the checkpoints of a stage; emptied when it is from other inputs."""
-        folder = self.path / _WORK / stage
+        folder = self.work_folder(stage)
         mark = folder / _INPUTS
         before = _read_json(mark)
         if not isinstance(before, dict) or before.get("inputs") != inputs:
@@ -225,7 +148,7 @@ class RunDirectory:
 
     def leave(self, stage: str, seconds: float) -> None:
         """Writes down that a process ended before the stage did, and how long it worked on it."""
-        mark = self.path / _WORK / stage / _INPUTS
+        mark = self.work_folder(stage) / _INPUTS
         before = _read_json(mark)
         if isinstance(before, dict):
             spent = before.get("seconds", 0.0) + seconds
@@ -233,14 +156,10 @@ class RunDirectory:
 
     def finished(self, stage: str, inputs: str) -> tuple[StageRecord | None, str | None]:
         """The record of a stage if its result still stands, or why an old one does not."""
-        content = _read_json(self.path / _RECORDS / f"{stage}.json")
-        if content is None:
-            return None, None
-        try:
-            record = StageRecord(**content)
-            record = replace(record, bad_images=tuple(record.bad_images))
-        except TypeError:
-            return None, "its record is unreadable"
+        file = self.record_file(stage)
+        record = stored_record(file)
+        if record is None:
+            return None, "its record is unreadable" if file.exists() else None
         if record.inputs != inputs:
             return None, "its inputs have changed"
         for name, expected in record.files.items():
@@ -264,13 +183,13 @@ class RunDirectory:
         sums = {str(file.relative_to(self.path)): sha256_of(file) for file in files}
         # Through JSON and back, so that a stage sees the same whether it goes on or starts again.
         plain = json.loads(json.dumps(results))
-        before = _read_json(self.path / _WORK / stage / _INPUTS) or {}
+        before = _read_json(self.work_folder(stage) / _INPUTS) or {}
         kills = before.get("starts", 1) - before.get("ends", 0) - 1
         self.leave(stage, seconds)
         seconds = round(before.get("seconds", 0.0) + seconds, 3)
         record = StageRecord(stage, inputs, plain, sums, seconds, kills, bad_images)
-        (self.path / _RECORDS).mkdir(exist_ok=True)
-        write_json(self.path / _RECORDS / f"{stage}.json", asdict(record))
+        (self.path / RECORDS).mkdir(exist_ok=True)
+        write_json(self.record_file(stage), asdict(record))
         return record
 
 
@@ -364,7 +283,7 @@ def _refuse_foreign(path: Path) -> None:
         raise ConfigError(f"{path}: is a file; --out expects a folder")
     if is_run_directory(path):
         return
-    known = {*_FILES, _RECORDS, _WORK}
+    known = {*FILES, RECORDS, WORK}
     strange = [e.name for e in path.iterdir() if e.name not in known and TEMPORARY not in e.name]
     if strange:
         raise ConfigError(
@@ -375,8 +294,8 @@ def _refuse_foreign(path: Path) -> None:
 
 def _holds_results(path: Path) -> bool:
     """Whether a run left more than its configuration: a finished stage or part of one."""
-    made = set(_FILES) - {CONFIG, ENVIRONMENT, IMAGES, LOCK, GRAPH}
-    files = [*(path / _RECORDS).glob("*"), *(path / _WORK).rglob("*")]
+    made = set(FILES) - {CONFIG, ENVIRONMENT, IMAGES, LOCK, GRAPH}
+    files = [*(path / RECORDS).glob("*"), *(path / WORK).rglob("*")]
     return any((path / name).exists() for name in made) or any(
         file.is_file() and file.name != _INPUTS for file in files
     )
@@ -425,9 +344,9 @@ def _short(value: Any) -> str:
 
 
 def _clear(path: Path) -> None:
-    for name in (_RECORDS, _WORK):
+    for name in (RECORDS, WORK):
         shutil.rmtree(path / name, ignore_errors=True)
-    for name in _FILES:
+    for name in FILES:
         # The lock is held: removing its file would let a second run lock a new one.
         if name != LOCK:
             (path / name).unlink(missing_ok=True)

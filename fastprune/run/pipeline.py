@@ -22,13 +22,21 @@ from fastprune.config import RunConfig
 from fastprune.data import DataInfo, Normalization, Splits
 from fastprune.data import load as load_data
 from fastprune.errors import ConfigError, PlanError, nearest
-from fastprune.files import digest_of, sha256_of, write_json
+from fastprune.files import sha256_of, write_json
 from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, mask_plan, trace
 from fastprune.methods import MethodContext
 from fastprune.methods import registry as methods
+from fastprune.methods._states import read_states
 from fastprune.models import resolve
 from fastprune.run.checks import budget_lines, check_oracle, check_reachable, check_recipes
-from fastprune.run.directory import STAGES, RunDirectory, StageRecord, open_directory
+from fastprune.run.directory import (
+    STAGES,
+    RunDirectory,
+    StageRecord,
+    open_directory,
+    stage_key,
+)
+from fastprune.run.figures import state_drawings
 from fastprune.run.networks import (
     build_network,
     check_outputs,
@@ -42,9 +50,6 @@ from fastprune.training import Progress, TrainingOptions, choose_progress, evalu
 from fastprune.training.progress import SilentProgress
 
 __all__ = ["run"]
-
-_FORMAT = 1
-"""Raised when a stage computes something else from the same inputs."""
 
 _LATER = ("method", "prune", "finetune", "latency")
 """Parts of the configuration that the baseline does not follow from, but for what its graph does.
@@ -145,7 +150,7 @@ class _Run:
 
     def stage(self, name: str, inputs: Any, make: Callable[[Path], Made]) -> StageRecord:
         """The record of a stage, made now unless it stands already."""
-        key = digest_of([name, _FORMAT, inputs])
+        key = stage_key(name, inputs)
         record, why = self.directory.finished(name, key)
         if record is None:
             self.say(f"{name}: again, since {why}" if why else name)
@@ -328,11 +333,16 @@ class _Run:
         # An earlier search's, perhaps of another method.
         directory.trials.unlink(missing_ok=True)
         directory.search_plot.unlink(missing_ok=True)
+        directory.states.unlink(missing_ok=True)
         for file in found.files:
             directory.take(file)
         # Of the method's own file: one beside the results may be lost or edited later.
         if (trials := work / directory.trials.name) in found.files:
             plot_search(directory.search_plot, trials)
+        if (states := work / directory.states.name) in found.files:
+            full = {group.name: group.channels for group in context.graph.groups}
+            for file, draw in state_drawings(read_states(states), full, directory):
+                draw(file)
         results = {
             "digest": found.plan.digest,
             "own_weights": found.model is not model,

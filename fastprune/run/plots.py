@@ -1,8 +1,9 @@
-"""Pictures of a run: what was kept of every group, and how a search went."""
+"""Pictures of a run: what was kept of every group, how a search and how training went."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import accumulate
@@ -13,10 +14,29 @@ from fastprune.files import write_atomically
 from fastprune.methods._trials import TrialLog, front
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["plot_channels", "plot_search"]
+    from fastprune.run.trainings import Epoch
 
+__all__ = [
+    "COLORS",
+    "new_figure",
+    "percent_ticks",
+    "plot_channels",
+    "plot_search",
+    "plot_training",
+    "text_of",
+    "whole_ticks",
+    "write_figure",
+]
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Told apart with any kind of colour vision (Okabe and Ito's, but for yellow on white)."""
+
+
+_TRAINED: dict[str, Any] = {"color": COLORS[0], "marker": ".", "markersize": 4, "linewidth": 1.2}
+_HELD_OUT: dict[str, Any] = {**_TRAINED, "color": COLORS[1], "linestyle": "dashed"}
 _PHASES = {
     "initial": "tab:gray",
     "employed": "tab:blue",
@@ -36,7 +56,7 @@ def plot_channels(path: Path, full: Mapping[str, int], kept: Mapping[str, int]) 
         full: channels of the unpruned network's groups.
         kept: those of the pruned one's.
     """
-    figure = _figure(max(6.0, 0.18 * len(full) + 2), 4)
+    figure = new_figure(max(6.0, 0.18 * len(full) + 2), 4)
     axes = figure.subplots()
     places = range(len(full))
     axes.bar(places, list(full.values()), color="lightgray", label="original")
@@ -45,7 +65,7 @@ def plot_channels(path: Path, full: Mapping[str, int], kept: Mapping[str, int]) 
     axes.set_ylabel("channels")
     axes.margins(x=0.01)
     axes.legend()
-    _write(path, figure)
+    write_figure(path, figure)
 
 
 def plot_search(path: Path, trials: Path) -> None:
@@ -55,9 +75,10 @@ def plot_search(path: Path, trials: Path) -> None:
         path: of the PNG file.
         trials: ``trials.jsonl``.
     """
-    rows: list[dict[str, Any]] = [json.loads(line) for line in trials.read_text().splitlines()]
-    rows.sort(key=lambda row: row["number"])
-    figure = _figure(11, 4)
+    # Of a search under way the last line may be a part.
+    lines = trials.read_text(encoding="utf-8").split("\n")[:-1]
+    rows: list[dict[str, Any]] = sorted(map(json.loads, lines), key=lambda row: row["number"])
+    figure = new_figure(11, 4)
     over, against = figure.subplots(1, 2)
     for phase in dict.fromkeys(row["phase"] for row in rows):
         part = [row for row in rows if row["phase"] == phase]
@@ -90,21 +111,90 @@ def plot_search(path: Path, trials: Path) -> None:
         )
     )
     figure.legend(handles, labels, loc="outside lower center", ncols=6)
-    _write(path, figure)
+    write_figure(path, figure)
+
+
+def plot_training(path: Path, trainings: Mapping[str, Sequence[Epoch]]) -> None:
+    """Loss, accuracy and learning rate over the epochs of all trainings, one after the other.
+
+    Args:
+        path: of the PNG file.
+        trainings: their epochs, by name, in the order in which they were trained.
+    """
+    total = sum(map(len, trainings.values()))
+    figure = new_figure(min(16.0, max(8.0, 0.12 * total)), 7)
+    panels = loss, accuracy, rate = figure.subplots(
+        3, 1, sharex=True, gridspec_kw={"height_ratios": [3, 3, 1.4]}
+    )
+    begin, middles, names = 0, [], []
+    for number, (name, epochs) in enumerate(trainings.items()):
+        places = [begin + epoch.epoch for epoch in epochs]
+        end = places[-1]
+        if number % 2:
+            for axes in panels:
+                axes.axvspan(begin + 0.5, end + 0.5, color="0.94", linewidth=0)
+        for axes, style, seen, values in (
+            (loss, _TRAINED, "training", [e.train_loss for e in epochs]),
+            (loss, _HELD_OUT, "validation", [e.validation_loss for e in epochs]),
+            (accuracy, _TRAINED, "training", [e.train_top1 for e in epochs]),
+            (accuracy, _HELD_OUT, "validation", [e.validation_top1 for e in epochs]),
+            (rate, _TRAINED, "", [e.learning_rate for e in epochs]),
+        ):
+            if any(value is not None for value in values):
+                known = [math.nan if value is None else value for value in values]
+                first = seen not in axes.get_legend_handles_labels()[1]
+                axes.plot(places, known, label=seen if first and seen else None, **style)
+        middles.append((begin + end + 1) / 2)
+        names.append(text_of(name))
+        begin = end
+    loss.set_ylabel("loss")
+    accuracy.set_ylabel("top-1, %")
+    rate.set_ylabel("learning rate")
+    rate.set_xlabel("epoch, of all trainings in turn")
+    rate.set_xlim(0.5, begin + 0.5)
+    whole_ticks(rate.xaxis)
+    over = loss.secondary_xaxis("top")
+    # About two dozen names go side by side.
+    few = slice(None, None, -(-len(names) // 24))
+    over.set_xticks(middles[few], names[few], rotation=0 if len(names) < 5 else 90, fontsize=8)
+    over.tick_params(length=0)
+    figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    write_figure(path, figure)
+
+
+def percent_ticks(axis: Axis) -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5 times powers of ten."""
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+
+
+def whole_ticks(axis: Axis) -> None:
+    """An axis with ticks at whole numbers alone."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def text_of(name: str) -> str:
+    """A name as matplotlib shows it letter by letter: no formula, not left out of legends."""
+    plain = name.replace("$", r"\$")
+    return f" {plain}" if plain.startswith("_") else plain
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     return [row[name] for row in rows]
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure; inches."""
     # Without pyplot, which would look for a display and keep every figure.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _write(path: Path, figure: Figure) -> None:
+def write_figure(path: Path, figure: Figure) -> None:
+    """The figure as a PNG file, written atomically."""
     content = BytesIO()
     figure.savefig(content, format="png", dpi=120)
     write_atomically(path, content.getvalue())

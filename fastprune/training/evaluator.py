@@ -21,7 +21,10 @@ from fastprune.training.options import TrainingOptions
 from fastprune.training.progress import Progress, SilentProgress
 from fastprune.training.trainer import fit
 
-__all__ = ["FitnessOptions", "Outcome", "Request", "TrainedEvaluator", "measured_on"]
+__all__ = ["CANDIDATES", "FitnessOptions", "Outcome", "Request", "TrainedEvaluator", "measured_on"]
+
+CANDIDATES = "candidates"
+"""Folder of the trainings of candidates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +197,7 @@ class TrainedEvaluator:
         return apply_plan(self._model, self._graph, plan, allow_unchanged=True)
 
     def _folder(self, digest: str) -> Path:
-        return self._directory / "candidates" / digest
+        return self._directory / CANDIDATES / digest
 
     def _race(self, request: Request) -> Race | None:
         if not self._options.racing:

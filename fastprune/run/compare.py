@@ -1,0 +1,316 @@
+"""``fastprune compare``: finished runs of any method side by side."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fastprune.errors import CheckpointError, ConfigError
+from fastprune.files import sha256_of, write_atomically, write_json
+from fastprune.methods._states import StateRecord, read_states
+from fastprune.run.comparison_plot import plot_comparison
+from fastprune.run.directory import STAGES, StageRecord, saved_config, stage_key, stored_record
+from fastprune.run.paths import RunPaths, check_run_directory
+
+__all__ = ["COLUMNS", "ComparedRun", "Comparison", "StatePoint", "compare", "print_comparison"]
+
+_VARIANTS = ("variant", "criterion")
+"""Notes of a method that say which of its kinds it was."""
+
+_WIDEST = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class StatePoint:
+    """A state of a lottery ticket; costs are shares, 0 to 1, of the unpruned network's.
+
+    Attributes:
+        state: from 0 on.
+        remaining_weights: of the prunable ones.
+        channels: of all convolutions'.
+        macs: multiply-accumulates.
+        params: parameters.
+        test_top1: percent; None where the state was not measured on test images.
+        validation_top1: percent, of its best epoch; None without validation images.
+    """
+
+    state: int
+    remaining_weights: float
+    channels: float
+    macs: float
+    params: float
+    test_top1: float | None
+    validation_top1: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedRun:
+    """A run's row; docs/compare.md says what each column is.
+
+    Shares are of the unpruned network, 0 to 1; accuracies are percent of the test images.
+    """
+
+    name: str
+    method: str
+    variant: str | None
+    network: str
+    dataset: str
+    seed: int
+    top1_before: float | None
+    top1_after: float
+    macs: int
+    macs_share: float
+    params: int
+    params_share: float
+    channels: int
+    channels_share: float
+    remaining_weights: float | None
+    states: int | None
+    seconds: float
+    path: str
+    by_state: tuple[StatePoint, ...]
+
+
+COLUMNS = tuple(f.name for f in fields(ComparedRun) if f.name not in ("path", "by_state"))
+"""Of ``comparison.csv``, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What was compared.
+
+    Attributes:
+        runs: in the order in which they were given, each once.
+        notes: what was left out and why, and in what the runs differ; a line each.
+        files: that were written.
+    """
+
+    runs: tuple[ComparedRun, ...]
+    notes: tuple[str, ...]
+    files: tuple[Path, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as ``comparison.json`` has it."""
+        return {"runs": [asdict(run) for run in self.runs], "notes": list(self.notes)}
+
+
+def compare(paths: Sequence[Path], out: Path) -> Comparison:
+    """Reads runs and writes ``comparison.csv``, ``.json`` and ``.png``, each as a whole.
+
+    Args:
+        paths: run directories; what is none, or not finished, is left out and noted.
+        out: the folder of the files, made if need be.
+
+    Raises:
+        ConfigError: no run is left to compare, a line for each; ``out`` cannot be written.
+    """
+    runs: list[ComparedRun] = []
+    left_out: list[str] = []
+    notes: list[str] = []
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            continue
+        seen.add(path.resolve())
+        try:
+            run, said = _read(path)
+        except ConfigError as error:
+            left_out.append(error.problems[0])
+        else:
+            runs.append(run)
+            notes += said
+    if not runs:
+        raise ConfigError(left_out or "expected a run directory or several")
+    runs, same = _told_apart(runs)
+    notes = [f"left out: {line}" for line in left_out] + notes + same + _mixed(runs)
+    found = Comparison(tuple(runs), tuple(notes), ())
+    files = tuple(out / f"comparison.{kind}" for kind in ("csv", "json", "png"))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        plot_comparison(files[2], runs)
+        write_atomically(files[0], _csv(runs))
+        write_json(files[1], found.to_dict())
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot write there: {error.strerror}") from None
+    return replace(found, files=files)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The runs as a table on standard output, a row each."""
+    console = Console(highlight=False, markup=False)
+    table = Table("run", "method", "network", "dataset", "seed")
+    numbers = ("top-1 before, %", "after, %", "MACs", "params", "channels", "weights left")
+    for heading in (*numbers, "states", "seconds"):
+        table.add_column(heading, justify="right")
+    for run in comparison.runs:
+        table.add_row(
+            run.name,
+            " ".join(filter(None, (run.method, run.variant))),
+            run.network,
+            run.dataset,
+            str(run.seed),
+            "" if run.top1_before is None else f"{run.top1_before:.2f}",
+            f"{run.top1_after:.2f}",
+            f"{run.macs:,} ({run.macs_share:.1%})",
+            f"{run.params:,} ({run.params_share:.1%})",
+            f"{run.channels:,} ({run.channels_share:.1%})",
+            "" if run.remaining_weights is None else f"{run.remaining_weights:.3%}",
+            "" if run.states is None else str(run.states),
+            f"{run.seconds:,.1f}",
+        )
+    if not console.is_terminal:
+        # A row a line, however wide, for what reads it next.
+        wide = console.options.update(max_width=_WIDEST)
+        console.width = max(console.width, console.measure(table, options=wide).maximum)
+    console.print(table)
+    print("saved:", ", ".join(str(file) for file in comparison.files))
+
+
+def _read(path: Path) -> tuple[ComparedRun, list[str]]:
+    """A run's row, and what is to be said of it.
+
+    Raises:
+        ConfigError: it is no run, not finished, or damaged; in one line.
+    """
+    check_run_directory(path)
+    paths, records = RunPaths(path), _records(path)
+    _check_report(paths, records)
+    config = saved_config(path)
+    report = json.loads(paths.report.read_text(encoding="utf-8"))
+    cost, kept, accuracy = report["cost"]["pruned"], report["cost"]["kept"], report["accuracy"]
+    before = accuracy["baseline"] or accuracy["trained_by_method"]
+    after = accuracy["finetuned"] or accuracy["pruned"]
+    states, notes = _states(paths)
+    full = report["cost"]["unpruned"]
+    points = tuple(_point(state, full) for state in states)
+    options = ", ".join(f"{key}={value}" for key, value in config.model.options.items())
+    variant = next((report["notes"][name] for name in _VARIANTS if name in report["notes"]), None)
+    row = ComparedRun(
+        name=_printable(path.name or path.resolve().name),
+        method=report["method"],
+        variant=variant,
+        network=report["model"] + (f" ({options})" if options else ""),
+        dataset=report["dataset"],
+        seed=report["seed"],
+        top1_before=None if before is None else before["top1"],
+        top1_after=after["top1"],
+        macs=cost["macs"],
+        macs_share=kept["macs"],
+        params=cost["params"],
+        params_share=kept["params"],
+        channels=cost["channels"],
+        channels_share=kept["channels"],
+        remaining_weights=points[-1].remaining_weights if points else None,
+        states=len(points) or None,
+        seconds=round(sum(report["seconds"].values()), 3),
+        path=_printable(str(path)),
+        by_state=points,
+    )
+    return row, notes
+
+
+def _records(path: Path) -> dict[str, StageRecord]:
+    """What each stage left.
+
+    Raises:
+        ConfigError: one is missing, or made from what another has replaced since.
+    """
+    paths = RunPaths(path)
+    records: dict[str, StageRecord] = {}
+    for stage in STAGES:
+        record = stored_record(paths.record_file(stage))
+        inputs = {"prune": ("plan",), "finetune": ("prune", "plan")}.get(stage)
+        if record is not None and inputs is not None:
+            key = stage_key(stage, [records[name].digest for name in inputs])
+            record = record if record.inputs == key else None
+        if record is None:
+            again = shlex.join(["fastprune", "run", f"{path}/config.yaml", "--out", str(path)])
+            raise ConfigError(f"{path}: not finished, {stage} is next; it goes on by: {again}")
+        records[stage] = record
+    return records
+
+
+def _check_report(paths: RunPaths, records: dict[str, StageRecord]) -> None:
+    """Raises ConfigError if the report is not the one the run wrote last."""
+    file = paths.report
+    if not file.is_file() or sha256_of(file) != records["report"].files.get(file.name):
+        raise ConfigError(f"{file}: damaged, or of another run; the run's command writes it again")
+    said = json.loads(file.read_text(encoding="utf-8"))["accuracy"]
+    if any(said[name] != records[stage].results["metrics"] for name, stage in _MEASURED.items()):
+        raise ConfigError(f"{file}: of an earlier plan; the run's command writes it again")
+
+
+_MEASURED = {"pruned": "prune", "finetuned": "finetune"}
+
+
+def _states(paths: RunPaths) -> tuple[tuple[StateRecord, ...], list[str]]:
+    if not paths.states.is_file():
+        return (), []
+    try:
+        return read_states(paths.states), []
+    except CheckpointError as error:
+        return (), [f"compared without its states: {error}"]
+
+
+def _point(state: StateRecord, full: dict[str, int]) -> StatePoint:
+    best = state.best_validation_top1
+    return StatePoint(
+        state=state.state,
+        remaining_weights=state.remaining_weights / state.prunable_weights,
+        channels=state.channels / state.full_channels,
+        macs=state.macs / full["macs"],
+        params=state.params / full["params"],
+        test_top1=state.test_top1,
+        validation_top1=state.validation_top1 if best is None else best,
+    )
+
+
+def _told_apart(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun], list[str]]:
+    """The runs with names of their own: those that share one get the folders it lies in."""
+    names = [run.name for run in runs]
+    parts = [Path(run.path).resolve().parts for run in runs]
+    for depth in range(2, max(map(len, parts)) + 1):
+        names = [
+            name if names.count(name) == 1 else _printable("/".join(part[-depth:]))
+            for name, part in zip(names, parts, strict=True)
+        ]
+    shared = sorted({run.name for run, name in zip(runs, names, strict=True) if run.name != name})
+    notes = [
+        f"several runs are called {name!r}, and shown with the folders they lie in"
+        for name in shared
+    ]
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)], notes
+
+
+def _mixed(runs: Sequence[ComparedRun]) -> list[str]:
+    notes = []
+    for what, values in (
+        ("networks", {run.network: None for run in runs}),
+        ("datasets", {run.dataset: None for run in runs}),
+    ):
+        if len(values) > 1:
+            notes.append(f"the runs are of {len(values)} {what}: {', '.join(values)}")
+    return notes
+
+
+def _csv(runs: Sequence[ComparedRun]) -> bytes:
+    text = StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    table.writerows([getattr(run, name) for name in COLUMNS] for run in runs)
+    return text.getvalue().encode()
+
+
+def _printable(name: str) -> str:
+    """A file's name in Unicode; odd bytes and control characters as Python escapes them."""
+    plain = name.encode(errors="backslashreplace").decode()
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in plain)

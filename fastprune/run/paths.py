@@ -1,0 +1,173 @@
+"""Names of the files of a run directory; no other code knows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastprune.errors import ConfigError
+
+__all__ = ["RunPaths", "check_run_directory", "is_run_directory"]
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+LOCK = "lock"
+IMAGES = "images.json"
+GRAPH = "graph.json"
+BASELINE = "baseline.safetensors"
+UNPRUNED = "unpruned.safetensors"
+PLAN = "plan.json"
+INHERITED = "inherited.safetensors"
+START = "finetune_start.safetensors"
+PRUNED = "pruned"
+REPORT = "report.json"
+TRIALS = "trials.jsonl"
+STATES = "states.jsonl"
+PRUNINGNET = "pruningnet.safetensors"
+CHANNELS_PLOT = "channels.png"
+SEARCH_PLOT = "search.png"
+TRAINING_PLOT = "training.png"
+STATES_PLOT = "states.png"
+STATE_CHANNELS_PLOT = "state_channels.png"
+PENALTY_PLOT = "penalty.png"
+
+FILES = (
+    CONFIG,
+    ENVIRONMENT,
+    IMAGES,
+    GRAPH,
+    BASELINE,
+    UNPRUNED,
+    PLAN,
+    INHERITED,
+    START,
+    f"{PRUNED}.safetensors",
+    f"{PRUNED}.json",
+    REPORT,
+    TRIALS,
+    STATES,
+    PRUNINGNET,
+    CHANNELS_PLOT,
+    SEARCH_PLOT,
+    TRAINING_PLOT,
+    STATES_PLOT,
+    STATE_CHANNELS_PLOT,
+    PENALTY_PLOT,
+    LOCK,
+)
+RECORDS = "stages"
+WORK = "work"
+
+
+def is_run_directory(path: Path) -> bool:
+    """Whether a run was started in this folder."""
+    return (path / CONFIG).is_file()
+
+
+def check_run_directory(path: Path) -> None:
+    """Raises ConfigError if no run was started in this folder."""
+    if not path.exists():
+        raise ConfigError(f"{path}: there is no such folder; expected a run directory")
+    if not path.is_dir():
+        raise ConfigError(f"{path}: is a file; expected a run directory")
+    if not is_run_directory(path):
+        raise ConfigError(f"{path}: not a run directory: it holds no {CONFIG}")
+
+
+class RunPaths:
+    """Where the files of a run are; it need not be open, and they need not be there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def baseline(self) -> Path:
+        """Weights of the baseline network."""
+        return self.path / BASELINE
+
+    @property
+    def unpruned(self) -> Path:
+        """Weights the plan is applied to, where the method trained others than the baseline's."""
+        return self.path / UNPRUNED
+
+    @property
+    def graph(self) -> Path:
+        """Channel groups of the network, for people to read."""
+        return self.path / GRAPH
+
+    @property
+    def plan(self) -> Path:
+        """The pruning plan."""
+        return self.path / PLAN
+
+    @property
+    def inherited(self) -> Path:
+        """Weights of the pruned network, where the method trained it."""
+        return self.path / INHERITED
+
+    @property
+    def start(self) -> Path:
+        """Weights fine-tuning starts from."""
+        return self.path / START
+
+    @property
+    def pruned(self) -> Path:
+        """The product, as `fastprune.load` takes it: stem of a ``.safetensors`` and ``.json``."""
+        return self.path / PRUNED
+
+    @property
+    def product(self) -> tuple[Path, Path]:
+        """The two files of the product."""
+        return self.path / f"{PRUNED}.safetensors", self.path / f"{PRUNED}.json"
+
+    @property
+    def report(self) -> Path:
+        """The report, as JSON."""
+        return self.path / REPORT
+
+    @property
+    def trials(self) -> Path:
+        """The candidates of a search, where the method was one."""
+        return self.path / TRIALS
+
+    @property
+    def channels_plot(self) -> Path:
+        """Channels kept in every group."""
+        return self.path / CHANNELS_PLOT
+
+    @property
+    def search_plot(self) -> Path:
+        """Fitness of a search's candidates."""
+        return self.path / SEARCH_PLOT
+
+    @property
+    def states(self) -> Path:
+        """The states of a lottery ticket, where the method looked for one."""
+        return self.path / STATES
+
+    @property
+    def training_plot(self) -> Path:
+        """Loss, accuracy and learning rate over the epochs of every training."""
+        return self.path / TRAINING_PLOT
+
+    @property
+    def states_plot(self) -> Path:
+        """Remaining weights, channels and accuracy over states."""
+        return self.path / STATES_PLOT
+
+    @property
+    def state_channels_plot(self) -> Path:
+        """Channels kept in every group at several states."""
+        return self.path / STATE_CHANNELS_PLOT
+
+    @property
+    def penalty_plot(self) -> Path:
+        """Strength of the growing penalty over states."""
+        return self.path / PENALTY_PLOT
+
+    def record_file(self, stage: str) -> Path:
+        """What a stage left, once it is finished."""
+        return self.path / RECORDS / f"{stage}.json"
+
+    def work_folder(self, stage: str) -> Path:
+        """Where a stage keeps its checkpoints."""
+        return self.path / WORK / stage
