@@ -124,6 +124,8 @@ def test_baselines_of_the_paper(network: str) -> None:
         ("resnet110_cifar", {}, 54, set(), "layer3.17"),
         ("resnet20_cifar", {"shortcut": "B"}, 12, {2}, "layer3.2"),
         ("resnet18_cifar", {}, 12, {3}, "layer4.1"),
+        ("wide_resnet32_cifar", {}, 18, {2}, "layer3.4"),
+        ("resnet50", {"stem": "small"}, 21, {4}, "layer4.2"),
     ],
 )
 def test_tables_of_the_families(
