@@ -1,5 +1,8 @@
 """Every registered network against its published size, and its state dict's published names."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -125,6 +128,29 @@ def test_published_size_of_torchvision_networks_with_a_small_stem(name):
 def test_runs_on_images_of_other_sizes(name):
     model = on_meta(name, num_classes=7)
     assert model(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, 7)
+
+
+def test_the_page_on_networks_says_the_same():
+    text = (Path(__file__).parents[2] / "docs/models.md").read_text("utf-8")
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([\d,]+) \| ([\d,]+) \|(?: (.*?) ?\|(.*)\|(.*)\|)?$", text, re.M
+    )
+    told = {
+        name: tuple(int(n.replace(",", "")) for n in numbers) for name, *numbers, _, _, _ in rows
+    }
+    sizes = {name: (row[0], row[2]) for name, row in PUBLISHED.items()}
+    sizes |= {name: (row[0], row[2]) for name, row in LARGE.items()}
+    assert told == sizes | {name: row[:2] for name, row in SMALL_STEM.items()}
+    for name, _, _, options, units, genes in rows:
+        if name in registry.names():
+            model, network = registry.get(name).options, resolve(name)
+            assert re.findall(r"\w+", options) == (
+                [] if model is None else list(model.model_fields)
+            )
+            assert (units.strip() == "yes", genes.strip() == "yes") == (
+                network.units is not None,
+                network.genes is not None,
+            )
 
 
 @pytest.mark.parametrize("name", ["mobilenet_cifar", "wide_resnet32_cifar"])

@@ -146,7 +146,13 @@ def test_tables_of_the_families(
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("resnet20_cifar", {}), ("resnet20_cifar", {"shortcut": "B"}), ("mobilenet_v1", {})],
+    [
+        ("resnet20_cifar", {}),
+        ("resnet20_cifar", {"shortcut": "B"}),
+        ("wide_resnet32_cifar", {}),
+        ("mobilenet_v1", {}),
+        ("resnet50", {"stem": "small"}),
+    ],
 )
 def test_a_gene_leaves_a_network_that_runs(name: str, options: dict[str, Any]) -> None:
     network = resolve(name)
