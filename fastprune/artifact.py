@@ -72,7 +72,7 @@ def save(
     stem = _stem(Path(path))
     network = None if architecture is None else models.resolve(architecture)
     if network is not None:
-        input_shape = input_shape or network.input_shape
+        input_shape = input_shape or network.given(options or {}).input_shape
         num_classes = num_classes or network.num_classes
     if input_shape is None:
         raise ArtifactError(f"{stem}: input_shape: expected (C, H, W), the shape to trace with")

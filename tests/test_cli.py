@@ -208,6 +208,19 @@ def test_count_counts_what_a_gene_leaves() -> None:
     assert "id 9, layer3.2: layer3.2.conv1" in out
 
 
+def test_count_takes_the_usual_input_of_what_the_options_make() -> None:
+    small = ("count", "resnet50", "--model-option", "stem=small")
+    found = answer(*small, "--num-classes", "10", "--groups")
+    assert found["input"] == [3, 32, 32]
+    assert (found["params"], found["macs"]) == (23_520_842, 1_297_829_888)
+    assert len(found["units"]) == 16
+    assert answer(*small, "--gene", "baseline")["pruned"]["params"] == 25_549_352
+    assert answer("count", "resnet50", "--model-option", "stem=large")["input"] == [3, 224, 224]
+    code, _, err = call(*small, "--gene", "baseline", "--published-quirks")
+    assert code == 2
+    assert "--published-quirks: torchvision:resnet50 has none" in err
+
+
 def test_count_finds_selected_groups_by_their_names() -> None:
     found = answer(
         "count",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -44,6 +44,8 @@ class Network:
             ``table``); None where both are the same.
         quirks: makes a built network the one whose cost the published table of genes counts, in
             place; None where that is the network as it is.
+        changed: the fields that the family's options make others, from those options; None where
+            all stay.
         summary: one line about it.
     """
 
@@ -58,7 +60,16 @@ class Network:
     gene_network: str | None = None
     gene_rule: str | None = None
     quirks: Callable[[nn.Module], None] | None = None
+    changed: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     summary: str = ""
+
+    def given(self, options: Mapping[str, Any]) -> Network:
+        """What is known of the network that ``build(**options)`` gives.
+
+        Args:
+            options: as in `build`; bad ones are its to refuse.
+        """
+        return self if self.changed is None else replace(self, **self.changed(options))
 
     def build(self, num_classes: int | None = None, **options: Any) -> nn.Module:
         """A new network with fresh weights, in train mode as its author left it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
@@ -20,7 +21,7 @@ from fastprune.graph import (
     gene_table,
     units_by_name,
 )
-from fastprune.models._network import Network
+from fastprune.models._network import CIFAR_INPUT, Network
 
 __all__ = ["torchvision_genes", "torchvision_names", "torchvision_network"]
 
@@ -30,6 +31,8 @@ _CHOSEN: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
 }
+
+_STEMS = ("large", "small")
 
 # What a unit of a code governs: the first convolution of a basic block, both narrow ones of a
 # bottleneck, every convolution of a VGG; the name of the unit is captured.
@@ -80,6 +83,27 @@ def _stem_padding(model: nn.Module) -> None:
         stem.padding = (1, 1)
 
 
+def _small_stem(model: nn.Module) -> None:
+    """Makes a ResNet one for small images, in place: a 3x3 stem of stride 1, no max pooling.
+
+    Parameters keep their names. The stem's weights are drawn as torchvision draws them.
+    """
+    large = model.get_submodule("conv1")
+    if not isinstance(large, nn.Conv2d):
+        raise TypeError(f"conv1: expected a Conv2d, got a {type(large).__name__}")
+    stem = nn.Conv2d(large.in_channels, large.out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+    model.set_submodule("conv1", stem)
+    model.set_submodule("maxpool", nn.Identity())
+
+
+def _changed_by_stem(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Nothing is published for the small stem: no usual weights, and images as CIFAR's."""
+    if options.get("stem") != "small":
+        return {}
+    return {"input_shape": CIFAR_INPUT, "normalization": None, "quirks": None}
+
+
 def _models() -> ModuleType:
     """The module ``torchvision.models``.
 
@@ -124,6 +148,10 @@ def torchvision_names() -> list[str]:
 def torchvision_network(name: str) -> Network:
     """The network that torchvision calls ``name``.
 
+    Its options are those of torchvision's function, and for a ResNet ``stem``: ``large`` is
+    torchvision's own for 224x224 images, ``small`` one for 32x32 images (3x3 of stride 1, no max
+    pooling), of which no weights are published.
+
     Raises:
         FastpruneError: torchvision does not work here, or has no such classification network.
     """
@@ -139,9 +167,29 @@ def torchvision_network(name: str) -> Network:
     usual = members.get("IMAGENET1K_V1") or members.get("IMAGENET1K_SWAG_LINEAR_V1")
     preset = (usual or next(iter(members.values()))).transforms()
     size = preset.crop_size[0]
+    resnet = models.get_model_builder(name).__module__ == f"{models.__name__}.resnet"
 
     def make(num_classes: int | None, *, weights: str | None = None, **options: Any) -> nn.Module:
         given: dict[str, Any] = {**_CHOSEN.get(name, {}), **options}
+        if "stem" in given:
+            stem = given.pop("stem")
+            if not resnet:
+                raise ConfigError(
+                    f"torchvision:{name}: stem: only torchvision's ResNets have one to choose"
+                )
+            if stem not in _STEMS:
+                raise ConfigError(
+                    f"torchvision:{name}: stem: expected {' or '.join(_STEMS)}, got {stem!r}"
+                )
+            if stem == "small":
+                if weights is not None:
+                    raise WeightsError(
+                        f"weights {weights} of torchvision:{name} are for its large stem, got "
+                        "stem=small; expected a file with weights of the small one, or none"
+                    )
+                model = make(num_classes, **given)
+                _small_stem(model)
+                return model
         if num_classes is not None:
             given["num_classes"] = num_classes
         if weights is None:
@@ -171,6 +219,7 @@ def torchvision_network(name: str) -> Network:
         genes=_bottleneck_genes if name in torchvision_genes else None,
         gene_network=_GENE_NETWORKS.get(name),
         quirks=_stem_padding if name in torchvision_genes else None,
+        changed=_changed_by_stem if resnet else None,
         summary=f"{name} of torchvision",
     )
 

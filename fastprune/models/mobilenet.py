@@ -1,8 +1,9 @@
-"""MobileNets for 224x224 images: MobileNetV1, and the wider MobileNetV2 of MetaPruning.
+"""MobileNetV1 for 224x224 and for 32x32 images, and the wider MobileNetV2 of MetaPruning.
 
 MobileNetV1's state dict is named as in marvis' ``pytorch-mobilenet``: ``model.0.0, model.1.0,
-model.1.3, ..., fc``; MobileNetV2's as torchvision's, with one linear ``classifier``.
-torchvision's own MobileNetV2 is ``mobilenet_v2``.
+model.1.3, ..., fc``; for 32x32 images as in kuangliu's ``pytorch-cifar``: ``conv1, bn1,
+layers.0.conv1, layers.0.bn1, layers.0.conv2, layers.0.bn2, ..., linear``; MobileNetV2's as
+torchvision's, with one linear ``classifier``. torchvision's own MobileNetV2 is ``mobilenet_v2``.
 """
 
 from __future__ import annotations
@@ -14,20 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastprune.graph import ChannelGraph, GeneTable, block_encodings, gene_table
-from fastprune.models._network import IMAGENET_NORMALIZATION, registry
+from fastprune.models._network import CIFAR_INPUT, IMAGENET_NORMALIZATION, registry
 from fastprune.options import Options
 
 __all__ = [
+    "CifarMobileNet",
     "MobileNetV1",
     "MobileNetV2",
     "MobileNetV2Options",
+    "mobilenet_cifar",
     "mobilenet_v1",
     "mobilenet_v2_metapruning",
 ]
 
 Rule = Literal["paper", "table"]
 
-# Outputs of the stem and of each block, and the strides.
+# Outputs of the stem and of each block, and the strides at 224x224 pixels.
 _V1 = (
     (32, 2), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1), (512, 1),
     (512, 1), (512, 1), (512, 1), (1024, 2), (1024, 1),
@@ -84,6 +87,43 @@ class MobileNetV1(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.adaptive_avg_pool2d(self.model(x), 1).flatten(1)
         return self.fc(x)  # type: ignore[no-any-return]
+
+
+class SeparableConv(nn.Module):
+    """A depthwise 3x3 and a 1x1 convolution, each with batch norm and ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _layer(inputs, inputs, 3, stride, inputs)
+        self.conv2, self.bn2 = _layer(inputs, outputs, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(x)))
+
+
+class CifarMobileNet(nn.Module):
+    """MobileNetV1 with stride 1 in the stem: 27 convolutions, two in each of thirteen blocks.
+
+    Weights start as torch's layers leave them.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        (inputs, _), *blocks = _V1
+        self.conv1, self.bn1 = _layer(3, inputs, 3, 1)
+        rows = []
+        for outputs, stride in blocks:
+            rows.append(SeparableConv(inputs, outputs, stride))
+            inputs = outputs
+        self.layers = nn.Sequential(*rows)
+        self.linear = nn.Linear(inputs, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layers(F.relu(self.bn1(self.conv1(x))))
+        # 2x2 for a 32x32 image.
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return self.linear(x)  # type: ignore[no-any-return]
 
 
 class InvertedResidual(nn.Module):
@@ -208,6 +248,12 @@ _register = {
 def mobilenet_v1(num_classes: int = 1000) -> MobileNetV1:
     """MobileNetV1 for 224x224 images, 4.23 M parameters."""
     return MobileNetV1(num_classes)
+
+
+@registry.register("mobilenet_cifar", input_shape=CIFAR_INPUT, num_classes=10, normalization=None)
+def mobilenet_cifar(num_classes: int = 10) -> CifarMobileNet:
+    """MobileNetV1 with a stem of stride 1 for 32x32 images, 3.22 M parameters."""
+    return CifarMobileNet(num_classes)
 
 
 @registry.register(

@@ -2,7 +2,7 @@
 
 State dicts are named as in akamaster's ``pytorch_resnet_cifar10`` and, for ResNet-18, kuangliu's
 ``pytorch-cifar``: ``conv1, bn1, layer1.0.conv1, ..., linear``; a projection is ``shortcut.0,
-shortcut.1``.
+shortcut.1``. The wide ResNet-32, of which no weights are published, is named alike.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ __all__ = [
     "resnet44_cifar",
     "resnet56_cifar",
     "resnet110_cifar",
+    "wide_resnet32_cifar",
 ]
 
 Shortcut = Literal["A", "B"]
@@ -234,14 +235,27 @@ def resnet110_cifar(
     return _cifar(110 if depth is None else depth, num_classes, shortcut)
 
 
-@registry.register(
-    "resnet18_cifar",
-    input_shape=CIFAR_INPUT,
-    num_classes=10,
-    normalization=None,
-    units=_units,
-    genes=_genes,
-)
+_projected = {
+    "input_shape": CIFAR_INPUT,
+    "num_classes": 10,
+    "normalization": None,
+    "units": _units,
+    "genes": _genes,
+}
+
+
+@registry.register("resnet18_cifar", **_projected)
 def resnet18_cifar(num_classes: int = 10) -> CifarResNet:
     """ResNet-18 with a 3x3 stem for 32x32 images, 11.17 M parameters."""
     return CifarResNet((64, 128, 256, 512), (2, 2, 2, 2), num_classes, "B")
+
+
+@registry.register("wide_resnet32_cifar", **_projected)
+def wide_resnet32_cifar(num_classes: int = 10) -> CifarResNet:
+    """ResNet-32 twice as wide for 32x32 images, 1.86 M parameters.
+
+    The ``wrn32`` of VITA-Group's ``Structure-LTH``, which "Coarsening the Granularity" (ICML 2022)
+    calls Wide-ResNet-32-2: ReLU after each batch norm and each sum, unlike the pre-activation
+    networks of Zagoruyko and Komodakis, and 1x1 projections with batch norm.
+    """
+    return CifarResNet((32, 64, 128), (blocks_per_stage(32),) * 3, num_classes, "B")

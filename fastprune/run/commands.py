@@ -77,6 +77,7 @@ def count(
     name = model if gene is None else known.name
     options = _model_options(name, None, num_classes, [*model_options, *asked])
     network, _ = build_network(options, num_classes, seed=0)
+    known = known.given(options.options)
     if published_quirks:
         set_quirks(known, network)
     size = _shape(shape) if shape else known.input_shape
@@ -159,8 +160,11 @@ def evaluate(
         stem, description = artifact.describe(model)
         saved = description["normalization"]
         architecture = description["architecture"]
+        built = {key: value for key, value in description["options"].items() if key != "weights"}
         options = ModelOptions(
-            name=architecture or str(stem), weights=str(stem) if architecture else None
+            name=architecture or str(stem),
+            weights=str(stem) if architecture else None,
+            options=built,
         )
         choice = choose_normalization(
             options, given, saved=None if saved is None else Normalization.model_validate(saved)

@@ -22,8 +22,8 @@ def gene_network(
     """The network to count, and its options, as ``key=value``, that the rule asks for.
 
     Raises:
-        FastpruneError: a rule or quirks without a gene, an unknown rule, a network without genes
-            or quirks.
+        FastpruneError: a rule or quirks without a gene, an unknown rule, a network without
+            genes.
     """
     if gene is None:
         for name, value in {"--rule": rule, "--published-quirks": quirks}.items():
@@ -33,17 +33,20 @@ def gene_network(
     if rule is not None and rule not in _RULES:
         raise ConfigError(f"--rule: unknown rule {rule!r}{nearest(rule, _RULES)}")
     network = models.gene_network(model)
-    if quirks and network.quirks is None:
-        raise ConfigError(f"--published-quirks: {network.name} has none, it was counted as it is")
     # Where a network has no such option, both rules are the same.
     chosen = rule is not None and network.gene_rule is not None
     return network, [f"{network.gene_rule}={rule}"] if chosen else []
 
 
 def set_quirks(network: models.Network, model: nn.Module) -> None:
-    """Makes ``model`` the network that the published table counts."""
-    if network.quirks is not None:
-        network.quirks(model)
+    """Makes ``model`` the network that the published table counts.
+
+    Raises:
+        ConfigError: the table counts the network as it is.
+    """
+    if network.quirks is None:
+        raise ConfigError(f"--published-quirks: {network.name} has none, it was counted as it is")
+    network.quirks(model)
 
 
 def gene_facts(table: GeneTable, ids: Sequence[int], quirks: bool) -> dict[str, Any]:

@@ -102,7 +102,8 @@ def choose_normalization(
         return NormalizationChoice(given, "given")
     if saved:
         return NormalizationChoice(saved, "saved")
-    usual = models.resolve(model.name).normalization if model.weights else None
+    network = models.resolve(model.name).given(model.options)
+    usual = network.normalization if model.weights else None
     if usual is not None:
         mean, std = usual
         return NormalizationChoice(

@@ -1,11 +1,16 @@
 """Every registered network against its published size, and its state dict's published names."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from fastprune.errors import ConfigError
+from fastprune.graph import trace
 from fastprune.models import build, list_networks, registry, resolve
+from fastprune.testing import check_pruning, check_trained, fill, random_plan
 
 # Parameters with 10 and with 100 classes; with 10, MACs of conv and linear, and conv channels.
 PUBLISHED = {
@@ -15,6 +20,7 @@ PUBLISHED = {
     "resnet56_cifar": (853_018, 858_868, 125_485_696, 2032),
     "resnet110_cifar": (1_727_962, 1_733_812, 252_887_680, 4048),
     "resnet18_cifar": (11_173_962, 11_220_132, 555_422_720, 4800),
+    "wide_resnet32_cifar": (1_860_522, 1_872_132, 275_612_928, 2464),
     "vgg11_cifar": (9_228_362, 9_274_532, 152_769_536, 2752),
     "vgg13_cifar": (9_413_066, 9_459_236, 228_267_008, 2944),
     "vgg16_cifar": (14_724_042, 14_770_212, 313_201_664, 4224),
@@ -23,6 +29,7 @@ PUBLISHED = {
     "preresnet164_cifar": (1_703_258, 1_726_388, 247_646_720, 12_560),
     "densenet40_cifar": (1_059_298, 1_100_428, 282_917_328, 936),
     "googlenet_cifar": (6_166_250, 6_258_500, 1_521_756_160, 7904),
+    "mobilenet_cifar": (3_217_226, 3_309_476, 46_354_432, 10_944),
 }
 # Parameters with 1000 and with 100 classes; with 1000, MACs and conv channels, at 224x224.
 LARGE = {
@@ -35,6 +42,15 @@ TORCHVISION = {
     "resnet50": (25_557_032, 4_089_184_256, 26_560),
     "resnet101": (44_549_160, 7_801_405_440, 52_672),
     "resnet152": (60_192_808, 11_513_626_624, 75_712),
+}
+# torchvision's with the stem for 32x32 images and 10 classes, where kuangliu's pytorch-cifar has
+# the same networks.
+SMALL_STEM = {
+    "resnet18": (11_173_962, 555_422_720, 4800),
+    "resnet34": (21_282_122, 1_159_402_496, 8512),
+    "resnet50": (23_520_842, 1_297_829_888, 26_560),
+    "resnet101": (42_512_970, 2_509_983_744, 52_672),
+    "resnet152": (58_156_618, 3_722_137_600, 75_712),
 }
 
 
@@ -100,10 +116,51 @@ def test_published_size_of_torchvision_networks(name):
     assert (params(model), *counted(model, network.input_shape)) == (*TORCHVISION[name], (1, 1000))
 
 
+@pytest.mark.parametrize("name", SMALL_STEM)
+def test_published_size_of_torchvision_networks_with_a_small_stem(name):
+    network = resolve(name).given({"stem": "small"})
+    model = on_meta(name, num_classes=10, stem="small")
+    assert network.input_shape == (3, 32, 32)
+    assert (params(model), *counted(model, network.input_shape)) == (*SMALL_STEM[name], (1, 10))
+
+
 @pytest.mark.parametrize("name", [*PUBLISHED, *LARGE])
 def test_runs_on_images_of_other_sizes(name):
     model = on_meta(name, num_classes=7)
     assert model(torch.empty(2, 3, 64, 64, device="meta")).shape == (2, 7)
+
+
+def test_the_page_on_networks_says_the_same():
+    text = (Path(__file__).parents[2] / "docs/models.md").read_text("utf-8")
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([\d,]+) \| ([\d,]+) \|(?: (.*?) ?\|(.*)\|(.*)\|)?$", text, re.M
+    )
+    told = {
+        name: tuple(int(n.replace(",", "")) for n in numbers) for name, *numbers, _, _, _ in rows
+    }
+    sizes = {name: (row[0], row[2]) for name, row in PUBLISHED.items()}
+    sizes |= {name: (row[0], row[2]) for name, row in LARGE.items()}
+    assert told == sizes | {name: row[:2] for name, row in SMALL_STEM.items()}
+    for name, _, _, options, units, genes in rows:
+        if name in registry.names():
+            model, network = registry.get(name).options, resolve(name)
+            assert re.findall(r"\w+", options) == (
+                [] if model is None else list(model.model_fields)
+            )
+            assert (units.strip() == "yes", genes.strip() == "yes") == (
+                network.units is not None,
+                network.genes is not None,
+            )
+
+
+@pytest.mark.parametrize("name", ["mobilenet_cifar", "wide_resnet32_cifar"])
+def test_pruned_equals_masked(name):
+    model = fill(build(name, num_classes=100)).double().eval()
+    example = torch.zeros(1, 3, 32, 32, dtype=torch.float64)
+    graph = trace(model, example)
+    assert [row.reason for row in graph.unprunable] == ["network output"]
+    small = check_pruning(model, graph, random_plan(graph, 0), [example], batches=(1, 2))
+    check_trained(small, [example])
 
 
 @pytest.mark.parametrize("name", ["resnet20_cifar", "vgg11_cifar", "vgg16_cifar_abc", *LARGE])
@@ -134,6 +191,23 @@ def test_gradients_reach_every_parameter(name):
             "resnet18_cifar",
             {},
             "conv1.weight layer2.0.shortcut.1.weight layer4.1.bn2.weight linear.bias",
+        ),
+        (
+            "wide_resnet32_cifar",
+            {},
+            "conv1.weight layer1.4.bn2.weight layer2.0.shortcut.0.weight layer3.0.shortcut.1.bias "
+            "linear.weight",
+        ),
+        (
+            "mobilenet_cifar",
+            {},
+            "conv1.weight bn1.bias layers.0.conv1.weight layers.0.bn1.running_mean "
+            "layers.12.conv2.weight layers.12.bn2.weight linear.weight linear.bias",
+        ),
+        (
+            "resnet18",
+            {"stem": "small"},
+            "conv1.weight bn1.weight layer2.0.downsample.1.weight layer4.1.conv2.weight fc.bias",
         ),
         (
             "vgg16_cifar",
@@ -189,6 +263,13 @@ def test_batch_norm_scales_of_network_slimming_start_at_a_half(name):
 def test_published_number_of_batch_norm_channels(name, channels):
     norms = [m for m in on_meta(name).modules() if isinstance(m, nn.BatchNorm2d)]
     assert sum(norm.num_features for norm in norms) == channels
+
+
+def test_mobilenet_for_small_images_has_27_convolutions_and_halves_the_image_four_times():
+    convs = [m for m in on_meta("mobilenet_cifar").modules() if isinstance(m, nn.Conv2d)]
+    assert len(convs) == 27
+    assert [conv.out_channels for conv in convs if conv.stride == (2, 2)] == [64, 128, 256, 512]
+    assert [conv.groups for conv in convs[1::2]] == [conv.out_channels for conv in convs[1::2]]
 
 
 def test_shortcut_a_pads_and_b_projects():

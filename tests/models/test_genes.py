@@ -124,6 +124,8 @@ def test_baselines_of_the_paper(network: str) -> None:
         ("resnet110_cifar", {}, 54, set(), "layer3.17"),
         ("resnet20_cifar", {"shortcut": "B"}, 12, {2}, "layer3.2"),
         ("resnet18_cifar", {}, 12, {3}, "layer4.1"),
+        ("wide_resnet32_cifar", {}, 18, {2}, "layer3.4"),
+        ("resnet50", {"stem": "small"}, 21, {4}, "layer4.2"),
     ],
 )
 def test_tables_of_the_families(
@@ -144,7 +146,13 @@ def test_tables_of_the_families(
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("resnet20_cifar", {}), ("resnet20_cifar", {"shortcut": "B"}), ("mobilenet_v1", {})],
+    [
+        ("resnet20_cifar", {}),
+        ("resnet20_cifar", {"shortcut": "B"}),
+        ("wide_resnet32_cifar", {}),
+        ("mobilenet_v1", {}),
+        ("resnet50", {"stem": "small"}),
+    ],
 )
 def test_a_gene_leaves_a_network_that_runs(name: str, options: dict[str, Any]) -> None:
     network = resolve(name)

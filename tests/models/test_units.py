@@ -62,8 +62,10 @@ def test_every_network_of_the_published_table_is_there() -> None:
         ("resnet20_cifar", {}, 9, "layer1.0"),
         ("resnet20_cifar", {"depth": 8, "shortcut": "B"}, 3, "layer1.0"),
         ("resnet18_cifar", {}, 8, "layer1.0"),
+        ("wide_resnet32_cifar", {}, 15, "layer1.0"),
         ("densenet40_cifar", {"depth": 10, "growth": 5}, 6, "dense1.0"),
         ("resnet50", {}, 16, "layer1.0"),
+        ("resnet50", {"stem": "small"}, 16, "layer1.0"),
     ],
 )
 def test_units_of_the_families(name: str, options: dict[str, Any], count: int, first: str) -> None:
@@ -132,5 +134,5 @@ def test_networks_nobody_has_units_for_say_so() -> None:
     assert resolve("mobilenet_v2").units is None
     assert resolve("preresnet164_cifar").units is None
     assert {n.name for n in list_networks() if n.units is None} == {
-        "mobilenet_v1", "mobilenet_v2_metapruning", "preresnet164_cifar",
+        "mobilenet_cifar", "mobilenet_v1", "mobilenet_v2_metapruning", "preresnet164_cifar",
     }  # fmt: skip
