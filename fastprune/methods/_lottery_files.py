@@ -1,4 +1,4 @@
-"""Names of what a lottery ticket leaves in its method's directory, and the best epoch of a state."""
+"""Names of what a lottery ticket leaves in its method's directory; a state's best epoch."""
 
 from __future__ import annotations
 

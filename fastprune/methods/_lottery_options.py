@@ -10,13 +10,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from fastprune.errors import PlanError, nearest
+from fastprune.errors import GraphError, PlanError, nearest
 from fastprune.graph import ChannelGraph
 from fastprune.methods import MethodOptions, PruneOptions
-from fastprune.methods._filter_scores import FilterCriterion
 from fastprune.methods._weight_masks import prunable_weights, remaining_after
 from fastprune.models import Network
-from fastprune.nn.growing_penalty import PenaltySchedule
+from fastprune.nn.growing_penalty import Schedule
 from fastprune.options import expecting
 from fastprune.training import TrainingOptions
 
@@ -30,6 +29,8 @@ PUBLISHED = TrainingOptions(
     schedule="multistep",
     milestones=(91, 136),
 )
+
+Criterion = Literal["remain", "magnitude", "l1", "l2", "saliency", "hessian", "random"]
 
 _OF_STRUCTURE = ("criterion", "batches")
 _OF_PENALTY = (
@@ -51,10 +52,10 @@ class LotteryOptions(MethodOptions):
     remaining weights, rewind, and train the next state.
 
     Attributes:
-        variant: what becomes of a round's weight mask: ``imp`` trains under it as it is, ``refill``
-            makes whole filters of it, ``rst`` lets a growing penalty shrink the weights that it
-            drops before they go at the end of the next state, ``rsst`` does so to the filters that
-            refill would drop.
+        variant: what becomes of a round's weight mask: ``imp`` trains under it as it is;
+            ``refill`` makes whole filters of it; ``rst`` lets a growing penalty shrink the
+            weights that it drops, which go at the end of the next state; ``rsst`` does so to the
+            filters that refill would drop.
         start: weights that every state begins with: ``lt`` those the network is initialised with,
             ``rewind_lt`` those after ``rewind_epoch`` epochs of state 0, ``pt`` the baseline's.
         train: recipe of every state.
@@ -71,7 +72,8 @@ class LotteryOptions(MethodOptions):
         fillback_rate: share of the filters that refill would drop and keeps after all.
         batches: training batches that a criterion which looks at data gets to see.
         schedule, reg_granularity_prune, exponents, reg_update_interval, reg_limit: how the penalty
-            grows, see `fastprune.nn.GrowingPenalty`; the interval is in steps.
+            grows, see `fastprune.nn.GrowingPenalty`; the interval is in steps, and a granularity
+            of 0 is plain training.
         dynamic_target: the penalty is halved while validation top-1 is under this many percent.
         prune_each_state: train the cut network of each state; false trains the whole one with its
             dropped channels held at zero, and cuts at the end.
@@ -88,13 +90,11 @@ class LotteryOptions(MethodOptions):
     ranking: Literal["global", "layer"] = "global"
     first_conv: bool = False
     rewind_epoch: int = Field(default=2, ge=0)
-    criterion: FilterCriterion = "l1"
-    fillback_rate: Annotated[
-        float, Field(ge=0, le=1), expecting("a share between 0 and 1")
-    ] = 0.0
+    criterion: Criterion = "l1"
+    fillback_rate: Annotated[float, Field(ge=0, le=1), expecting("a share between 0 and 1")] = 0.0
     batches: int = Field(default=10, ge=1)
-    schedule: PenaltySchedule = "exp_custom_exponents"
-    reg_granularity_prune: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    schedule: Schedule = "exp_custom_exponents"
+    reg_granularity_prune: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     exponents: float = Field(default=4.0, gt=0, allow_inf_nan=False)
     reg_update_interval: int = Field(default=1, ge=1)
     reg_limit: float = Field(default=1.0, gt=0, allow_inf_nan=False)
@@ -177,22 +177,14 @@ class LotteryOptions(MethodOptions):
                 "last"
             )
         if self.penalises and self.train.early_stop:
-            found.append(
-                "method.train.early_stop: would end a state before its penalty has grown"
-            )
+            found.append("method.train.early_stop: would end a state before its penalty has grown")
         return found
 
     def _given(self, name: str) -> bool:
         return bool(getattr(self, name) != type(self).model_fields[name].default)
 
     def check(self, graph: ChannelGraph, prune: PruneOptions, network: Network | None) -> str:
-        sizes = prunable_weights(graph, first=self.first_conv)
-        if not sizes:
-            raise PlanError(
-                "method.first_conv: the network has no convolution but the first; expected true"
-                if prunable_weights(graph, first=True)
-                else "lottery: the network has no convolutions"
-            )
+        sizes = prunable_sizes(graph, first=self.first_conv)
         unused = [
             pattern
             for pattern in self.layer_rates
@@ -204,14 +196,15 @@ class LotteryOptions(MethodOptions):
                 f"{nearest(unused[0], sizes)}"
             )
         total = sum(sizes.values())
+        rounds = range(1, self.pruning_times + 1)
         if self.structured:
-            left = 1 - self.dropped(range(1, self.pruning_times + 1))
-            return f"about {float(left):.2%} of the filters of each layer, at least one of them"
-        targets = self.targets(sizes, range(1, self.pruning_times + 1))
-        left = sum(targets.values())
-        return f"{left:,} of {total:,} weights ({left / total:.3%})"
+            left = float(1 - self.dropped(rounds))
+            return f"about {left:.2%} of the filters of each layer, at least one of them"
+        targets = self.targets(sizes, rounds)
+        kept = targets if isinstance(targets, int) else sum(targets.values())
+        return f"{kept:,} of {total:,} weights ({kept / total:.3%})"
 
-    def targets(self, sizes: Mapping[str, int], rounds: Iterable[int]) -> dict[str, int]:
+    def targets(self, sizes: Mapping[str, int], rounds: Iterable[int]) -> int | dict[str, int]:
         """Weights that stay after some rounds, the int of the exact product.
 
         Args:
@@ -219,10 +212,11 @@ class LotteryOptions(MethodOptions):
             rounds: their numbers, from 1 on.
 
         Returns:
-            By name, and by "" where all compete with each other.
+            Of all together where they compete with each other, else by name.
         """
         if self.ranking == "global":
-            return {"": remaining_after(sum(sizes.values()), self.rates_of(rounds))}
+            return remaining_after(sum(sizes.values()), self.rates_of(rounds))
+        rounds = tuple(rounds)
         return {
             name: remaining_after(size, self.rates_of(rounds, self._layer_factor(name)))
             for name, size in sizes.items()
@@ -235,7 +229,7 @@ class LotteryOptions(MethodOptions):
 
     def dropped(self, rounds: Iterable[int]) -> Fraction:
         """The share of all weights that these rounds drop together."""
-        return 1 - prod(1 - rate for rate in self.rates_of(rounds))
+        return 1 - prod((1 - rate for rate in self.rates_of(rounds)), start=Fraction(1))
 
     def _round_factor(self, number: int) -> Fraction:
         if self.rates == "constant":
@@ -245,3 +239,16 @@ class LotteryOptions(MethodOptions):
     def _layer_factor(self, name: str) -> float:
         matching = (f for pattern, f in self.layer_rates.items() if fnmatchcase(name, pattern))
         return next(matching, 1.0)
+
+
+def prunable_sizes(graph: ChannelGraph, *, first: bool) -> dict[str, int]:
+    """Weights in each tensor that rounds prune.
+
+    Raises:
+        PlanError: there are none.
+    """
+    try:
+        names = prunable_weights(graph, first=first)
+    except GraphError as error:
+        raise PlanError(f"method.first_conv: {error}") from None
+    return {name: prod(graph.tensors[name].shape) for name in names}

@@ -37,6 +37,8 @@ class StateRecord:
             images, as the next two.
         cut_top1: percent, once the weights that the state penalised were cut; None where it
             penalised none.
+        penalised_norm: ‖U‖ at the end of the training, U the weights that the state penalised;
+            None where it penalised none.
         best_validation_top1: percent, of the state's best epoch.
         test_top1: percent; None where the state was not measured on test images.
         seconds: that the state took.
@@ -56,6 +58,7 @@ class StateRecord:
     widths: dict[str, Count]
     validation_top1: Percent | None
     cut_top1: Percent | None
+    penalised_norm: Number | None
     best_validation_top1: Percent | None
     test_top1: Percent | None
     seconds: Number

@@ -14,10 +14,10 @@ from fastprune.methods._refill import refill
 from fastprune.methods._weight_masks import (
     Masks,
     drop_smallest,
-    filter_weights,
     live_weights,
     prunable_weights,
     prune_weights,
+    written_by,
 )
 
 __all__ = ["FilterScores", "Structure", "Ticket", "first_ticket", "next_ticket"]
@@ -60,12 +60,16 @@ class Ticket:
     Attributes:
         trained: what the state trains.
         left: what stays of it after its training; the same unless weights are penalised.
-        penalised: masks of the weights that the penalty shrinks; empty where there are none.
+        penalised: masks of the prunable weights that the penalty shrinks, and that go at the end;
+            empty where there are none.
+        beside: masks of what else makes the channels that go. Where batch norm follows, a filter
+            that shrinks gives the same channel until its scale and shift shrink too.
     """
 
     trained: Structure
     left: Structure
     penalised: Masks
+    beside: Masks
 
     def state_dict(self) -> dict[str, Any]:
         """As tensors and plain data."""
@@ -73,24 +77,21 @@ class Ticket:
             "trained": self.trained.state_dict(),
             "left": self.left.state_dict(),
             "penalised": dict(self.penalised),
+            "beside": dict(self.beside),
         }
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Ticket:
         """From what `state_dict` gave."""
-        return cls(
-            Structure.of(state["trained"]), Structure.of(state["left"]), state["penalised"]
-        )
+        return cls(Structure.of(state["trained"]), Structure.of(state["left"]), state["penalised"])
 
 
 def first_ticket(graph: ChannelGraph, options: LotteryOptions) -> Ticket:
     """The whole network."""
     names = prunable_weights(graph, first=options.first_conv)
-    plan = PruningPlan(
-        {group.name: tuple(range(group.channels)) for group in graph.groups}, graph.widths()
-    )
+    plan = graph.full_plan()
     whole = Structure(live_weights(plan, graph, names), plan)
-    return Ticket(whole, whole, {})
+    return Ticket(whole, whole, {}, {})
 
 
 def next_ticket(
@@ -115,19 +116,31 @@ def next_ticket(
     if options.structured:
         sizes = {name: int(mask.sum()) for name, mask in before.masks.items()}
         target = options.targets(sizes, [number])
-        masks = drop_smallest(weights, before.masks, target, ranking=options.ranking)
-        plan = refill(masks, scores(masks), graph, before.plan, options.fillback_rate)
+        masks = drop_smallest(
+            {name: weights[name] for name in names}, before.masks, target, ranking=options.ranking
+        )
+        plan = refill(
+            masks, scores(masks), graph, before.plan, fillback_rate=options.fillback_rate
+        )
         after = Structure(live_weights(plan, graph, names), plan)
         if options.variant == "refill":
-            return Ticket(after, after, {})
-        stay = filter_weights(plan, graph, names)
-        return Ticket(before, after, {n: before.masks[n] & ~stay[n] for n in names})
+            return Ticket(after, after, {}, {})
+        written = written_by(plan, graph)
+        gone = {name: before.masks[name] & written[name] for name in names if name in written}
+        beside = {name: mask for name, mask in written.items() if name not in before.masks}
+        return Ticket(before, after, gone, beside)
     sizes = {name: mask.numel() for name, mask in before.masks.items()}
     target = options.targets(sizes, range(1, number + 1))
     masks, plan = prune_weights(
-        weights, before.masks, graph, target, ranking=options.ranking
+        {name: weights[name] for name in names},
+        before.masks,
+        target,
+        graph,
+        ranking=options.ranking,
+        before=before.plan,
     )
     after = Structure(masks, plan)
     if options.variant == "imp":
-        return Ticket(after, after, {})
-    return Ticket(before, after, {n: before.masks[n] & ~masks[n] for n in names})
+        return Ticket(after, after, {}, {})
+    gone = {name: before.masks[name] & ~masks[name] for name in names}
+    return Ticket(before, after, gone, {})

@@ -62,7 +62,7 @@ def prunable_weights(graph: ChannelGraph, *, first: bool = False) -> tuple[str, 
     return tuple(names)
 
 
-def remaining_after(total: int, rates: Sequence[float]) -> int:
+def remaining_after(total: int, rates: Sequence[float | Fraction]) -> int:
     """``int(total · Π(1 − rate))`` of the exact product: 0.3 is 3/10, not its nearest float.
 
     Args:
@@ -139,7 +139,9 @@ def _largest(
     return masks
 
 
-def live_weights(plan: PruningPlan, graph: ChannelGraph, names: Iterable[str]) -> Masks:
+def live_weights(
+    plan: PruningPlan, graph: ChannelGraph, names: Iterable[str]
+) -> Masks:
     """Masks, on the CPU, of the weights that neither write nor read a channel that ``plan``
     drops.
     """
@@ -154,6 +156,26 @@ def live_weights(plan: PruningPlan, graph: ChannelGraph, names: Iterable[str]) -
             shape = [1] * masks[name].ndim
             shape[slot.dim] = -1
             masks[name] &= torch.from_numpy(kept).view(shape)
+    return masks
+
+
+def written_by(plan: PruningPlan, graph: ChannelGraph) -> Masks:
+    """Masks, on the CPU, of the parameters that make the channels which ``plan`` drops, where
+    there are any: filters, biases, and scales and shifts of norm layers.
+    """
+    stays = graph.kept(plan)
+    masks: Masks = {}
+    for slot in graph.slots:
+        kept = stays[slot.channels]
+        if kept.all() or slot.role not in (*_MADE, "bias", "scale", "norm"):
+            continue
+        for name in slot.parameters:
+            tensor = graph.tensors[name]
+            if tensor.source == "parameter":
+                shape = [1] * len(tensor.shape)
+                shape[slot.dim] = -1
+                mask = masks.setdefault(name, torch.zeros(tensor.shape, dtype=torch.bool))
+                mask |= torch.from_numpy(~kept).view(shape)
     return masks
 
 

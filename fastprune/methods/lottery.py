@@ -22,12 +22,13 @@ from fastprune.errors import FastpruneError
 from fastprune.files import sha256_of
 from fastprune.graph import apply_plan, mask_plan
 from fastprune.methods import MethodContext, MethodResult, registry
+from fastprune.methods._coordinates import gather_masks, scatter_state
 from fastprune.methods._filter_scores import filter_scores
 from fastprune.methods._lottery_files import BestEpoch, LotteryFiles
 from fastprune.methods._lottery_options import LotteryOptions
 from fastprune.methods._states import StateRecord, read_states, write_states
 from fastprune.methods._tickets import Structure, Ticket, first_ticket, next_ticket
-from fastprune.methods._weight_masks import Masks, gather_masks, scatter_state
+from fastprune.methods._weight_masks import Masks
 from fastprune.nn import GrowingPenalty
 from fastprune.training import EpochRecord, FitResult, checkpoint, evaluate, fit
 
@@ -121,10 +122,12 @@ class _Run:
             batches = context.splits.train.epoch(number, placement=placement)
             return filter_scores(
                 options.criterion,
-                mask_plan(trained, context.graph, left.plan).to(context.device),
-                masks,
+                mask_plan(trained, context.graph, left.plan),
+                context.graph,
+                tuple(masks),
+                masks=masks,
                 batches=islice(batches, options.batches),
-                generator=torch.Generator().manual_seed(context.seed + number),
+                seed=context.seed + number,
             )
 
         state = {name: tensor.cpu() for name, tensor in trained.state_dict().items()}
@@ -136,7 +139,7 @@ class _Run:
         state = load_state(self.files.weights(number))
         model = context.fresh(context.seed)
         if structure is not None:
-            state = scatter_state(state, context.graph, structure.plan)
+            state = scatter_state(state, context.graph, structure.plan, model)
         return restore(model, state).to(context.device)
 
     def state(self, number: int, ticket: Ticket) -> StateRecord:
@@ -205,14 +208,14 @@ class _Run:
     def _in_whole(self, net: nn.Module, structure: Structure) -> State:
         """A trained network's weights in the unpruned network's coordinates, on the CPU."""
         state = {name: tensor.cpu() for name, tensor in net.state_dict().items()}
-        full = self.context.fresh(self.context.seed).state_dict()
-        if all(state[name].shape == tensor.shape for name, tensor in full.items()):
+        if not self.options.prune_each_state:
             return state
-        return scatter_state(state, self.context.graph, structure.plan)
+        model = self.context.fresh(self.context.seed)
+        return scatter_state(state, self.context.graph, structure.plan, model)
 
     def _penalty(self, net: nn.Module, ticket: Ticket) -> GrowingPenalty | None:
         options, structure = self.options, ticket.trained
-        masks, penalised = structure.masks, ticket.penalised
+        masks, penalised = structure.masks, {**ticket.penalised, **ticket.beside}
         if not penalised and all(bool(mask.all()) for mask in masks.values()):
             return None
         if options.prune_each_state:
