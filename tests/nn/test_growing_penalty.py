@@ -183,13 +183,9 @@ def test_held_weights_stay_zero_and_penalised_ones_shrink(
 
 def test_clipping_does_not_see_gradients_of_held_weights() -> None:
     weight = nn.Parameter(torch.tensor([0.0, 2.0]))
+    kept = {"w": torch.tensor([False, True])}
     penalty = GrowingPenalty(
-        {"w": weight},
-        kept={"w": torch.tensor([False, True])},
-        schedule="x",
-        granularity=0,
-        limit=1,
-        steps=3,
+        {"w": weight}, kept=kept, schedule="x", granularity=0, limit=1, steps=3
     )
     weight.grad = torch.tensor([4.0, 3.0])
     penalty()
