@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -51,8 +52,18 @@ def random_pixels(images: int = 40 * BATCH) -> tuple[np.ndarray, np.ndarray]:
     return pixels, generator.integers(0, 10, len(pixels), np.int64)
 
 
-def our_steps(name: str, device: str, *, precision: str = "auto", capture: bool = False) -> Steps:
-    """Steps of a training by this package, its input pipeline included."""
+def our_steps(
+    name: str,
+    device: str,
+    *,
+    precision: str = "auto",
+    capture: bool = False,
+    hook: Callable[[nn.Module], Callable[[], object]] | None = None,
+) -> Steps:
+    """Steps of a training by this package, its input pipeline included.
+
+    ``hook`` makes what is called after each backward pass.
+    """
     torch.manual_seed(0)
     pixels, labels = random_pixels()
     pipeline = open_pipeline(
@@ -83,7 +94,7 @@ def our_steps(name: str, device: str, *, precision: str = "auto", capture: bool 
         options,
         where,
         None,
-        (None, None),
+        (None if hook is None else hook(model), None),
         pipeline=pipeline,
         name=name,
         field=name,

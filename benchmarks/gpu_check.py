@@ -127,7 +127,7 @@ def plan(out: Path, site: Path, wheels: Path | None, absent: Mapping[str, str]) 
     bench += ["benchmarks/ops"]
     if not _without(absent, "pydantic", "sklearn", "torchvision"):
         tests += TRAINING_TESTS
-        bench += ["benchmarks/data", "benchmarks/methods", "benchmarks/training"]
+        bench += ["benchmarks/data", "benchmarks/methods", "benchmarks/nn", "benchmarks/training"]
     bench += ["--record", f"--benchmark-json={out / 'benchmarks.json'}"]
     no_tests = _without(absent, "pytest", "hypothesis")
     no_bench = _without(absent, "pytest", "pytest_benchmark")

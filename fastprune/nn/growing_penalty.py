@@ -125,7 +125,8 @@ class GrowingPenalty:
         exponents: p of ``exp_custom_exponents``.
         update_interval: steps from one growth of r to the next.
         limit: what r never exceeds.
-        steps: calls in the whole training. r stays where it is after them.
+        steps: calls in the whole training, those before a step that a GradScaler leaves out too.
+            r stays where it is after them.
         target: of validation top1, percent; r is halved while an epoch's is below. None: never.
 
     Attributes:

@@ -183,13 +183,9 @@ def test_held_weights_stay_zero_and_penalised_ones_shrink(
 
 def test_clipping_does_not_see_gradients_of_held_weights() -> None:
     weight = nn.Parameter(torch.tensor([0.0, 2.0]))
+    kept = {"w": torch.tensor([False, True])}
     penalty = GrowingPenalty(
-        {"w": weight},
-        kept={"w": torch.tensor([False, True])},
-        schedule="x",
-        granularity=0,
-        limit=1,
-        steps=3,
+        {"w": weight}, kept=kept, schedule="x", granularity=0, limit=1, steps=3
     )
     weight.grad = torch.tensor([4.0, 3.0])
     penalty()
@@ -218,11 +214,14 @@ def test_masks_are_copies_and_stay_as_they_were_given() -> None:
     penalty = _penalty(model, penalised=penalised, kept=kept)
     for mask in (*penalised.values(), *kept.values()):
         mask.logical_not_()
+    # Masks are laid out anew, as their weights are.
+    model.to(memory_format=torch.channels_last)
     weight = model.get_parameter("0.weight")
     for _ in range(2):
         weight.grad = torch.ones_like(weight)
         penalty()
     expected = 0.1 * weight.detach() * before["0.weight"] + 1
+    assert penalty._masks[0].stride() == weight.stride() != before["0.weight"].stride()
     # The masks' complement is what was kept.
     torch.testing.assert_close(weight.grad, expected * ~kept["0.weight"])
 

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from fastprune.data import DataOptions, load
+from fastprune.nn import GrowingPenalty
 from fastprune.training import TrainingOptions, fit
 
 MOMENTS = [
@@ -33,7 +34,7 @@ MOMENTS = [
 
 
 def train(folder: Path | None) -> str:
-    """Digest of the weights after training, or after what was left of it."""
+    """Digest of weights and a hook's state after training, or after what was left of it."""
     splits = load(
         DataOptions(batch_size=32, validation=40, train_limit=100, test_limit=40), seed=0
     )
@@ -49,6 +50,15 @@ def train(folder: Path | None) -> str:
     options = TrainingOptions(
         epochs=3, lr=0.05, checkpoint_every=0, keep="best", recalibrate_batches=2
     )
+    penalty = GrowingPenalty(
+        dict(model.named_parameters()),
+        penalised={"0.weight": torch.ones(8, 3, 3, 3, dtype=torch.bool)},
+        schedule="x",
+        granularity=0.1,
+        limit=10,
+        steps=12,
+        target=30,
+    )
     result = fit(
         model,
         splits,
@@ -56,13 +66,15 @@ def train(folder: Path | None) -> str:
         directory=folder,
         seed=0,
         device="cpu",
+        after_backward=penalty,
         after_step=lambda _: COUNTED.call("step"),
+        after_epoch=penalty.after_epoch,
     )
     assert [record.epoch for record in result.history] == [1, 2, 3]
     if folder is not None:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3], lines
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(json.dumps(penalty.state_dict()).encode())
     for tensor in model.state_dict().values():
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

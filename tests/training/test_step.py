@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastprune.data import DataOptions, Placement, Splits, load
 from fastprune.errors import TrainingError
-from fastprune.nn import SparsityPenalty
+from fastprune.nn import GrowingPenalty, SparsityPenalty
 from fastprune.training import TrainingOptions, evaluate, fit
 from fastprune.training._guard import LossGuard
 from fastprune.training._step import TrainingStep
@@ -47,6 +48,27 @@ def step_of(
     )
 
 
+def growing(model: nn.Module) -> GrowingPenalty:
+    """Penalises the first filters of both convolutions and holds the last, set to zero here."""
+    named = {name: w for name, w in model.named_parameters() if w.ndim == 4}
+    penalised, kept = {}, {}
+    for name, weight in named.items():
+        penalised[name] = torch.zeros(weight.shape, dtype=torch.bool)
+        penalised[name][:4] = True
+        with torch.no_grad():
+            weight[6:] = 0
+        kept[name] = weight.detach() != 0
+    return GrowingPenalty(
+        named,
+        penalised=penalised,
+        kept=kept,
+        schedule="x^2",
+        granularity=0.2,
+        limit=9,
+        steps=12,
+    )
+
+
 def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([tensor.flatten().double().cpu() for tensor in model.state_dict().values()])
 
@@ -67,7 +89,9 @@ def capturing(monkeypatch: pytest.MonkeyPatch, fake_graphs: type[Any]) -> list[A
     def state() -> list[torch.Tensor]:
         step = steps[-1]
         momenta = [state["momentum_buffer"] for state in step.optimizer.state.values()]
-        return [*step._model.state_dict().values(), *momenta]
+        hook = step._after_backward
+        counts = [hook._done] if isinstance(hook, GrowingPenalty) else []
+        return [*step._model.state_dict().values(), *momenta, *counts]
 
     def remembered(self: TrainingStep, *args: Any, **kwargs: Any) -> None:
         steps.append(self)
@@ -118,6 +142,22 @@ def test_captured_and_eager_steps_end_in_the_same_weights(
     assert one.step_reason == "not captured: capture: false"
     # Three epochs of three whole batches and a small one, which is not captured.
     assert capturing[0].log == ["aside"] * 3 + ["record"] + ["replay"] * 6
+
+
+def test_a_growing_penalty_grows_in_captured_steps(
+    make_model: Make, odd_digits: Splits, capturing: list[Any]
+) -> None:
+    trained = []
+    for capture in (False, True):
+        model = make_model(dropout=0.0)
+        penalty = growing(model)
+        options = recipe(capture=capture)
+        fit(model, odd_digits, options, seed=0, device="cpu", after_backward=penalty)
+        assert penalty.strength == pytest.approx((0.2 * 12) ** 2)
+        assert not model[0].weight[6:].any()
+        trained.append(weights(model))
+    assert capturing[0].log.count("replay") == 6
+    torch.testing.assert_close(trained[1], trained[0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_captured_step_leaves_everything_where_it_is(
@@ -267,14 +307,14 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("kind", [partial(SparsityPenalty, strength=1e-3), growing])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_no_batch_waits_for_the_device(
-    make_model: Make, few_digits: Splits, precision: str
+    make_model: Make, few_digits: Splits, precision: str, kind: Callable[[nn.Module], Any]
 ) -> None:
     options = recipe(clip_grad_norm=1.0, label_smoothing=0.1, precision=precision)
     model = make_model().train()
-    penalty = SparsityPenalty(model, 1e-3)
-    step = step_of(model, few_digits, options, (penalty, None))
+    step = step_of(model, few_digits, options, (kind(model), None))
     device = torch.device("cpu")
     guard, totals = LossGuard(torch.device("cuda"), "finetune"), Totals(device)
     batches = list(few_digits.train.epoch(0))
@@ -314,6 +354,29 @@ class TestOnAGpu:
         assert kinds == ["eager", "captured"]
         rough = 1e-4 if precision == "fp32" else 2e-2
         torch.testing.assert_close(trained[1], trained[0], rtol=rough, atol=rough)
+
+    def test_a_growing_penalty_grows_in_captured_steps(
+        self, make_model: Make, odd_digits: Splits
+    ) -> None:
+        trained, kinds = [], []
+        for capture in (False, True):
+            model = make_model(dropout=0.0)
+            penalty = growing(model)
+            result = fit(
+                model,
+                odd_digits,
+                recipe(capture=capture, clip_grad_norm=1.0),
+                seed=0,
+                device="cuda",
+                after_backward=penalty,
+                after_epoch=penalty.after_epoch,
+            )
+            assert penalty.strength == pytest.approx((0.2 * 12) ** 2)
+            assert not model[0].weight[6:].any()
+            trained.append(weights(model))
+            kinds.append(result.history[-1].step)
+        assert kinds == ["eager", "captured"]
+        torch.testing.assert_close(trained[1], trained[0], rtol=1e-4, atol=1e-4)
 
     def test_a_network_that_waits_is_trained_eagerly(
         self, make_model: Make, odd_digits: Splits
