@@ -31,17 +31,22 @@ class LotteryFiles:
         """Weights that every state begins with."""
         return self.directory / "rewind.safetensors"
 
+    @property
+    def networks(self) -> Path:
+        """Folder of the networks that states ended with, and of their best epochs."""
+        return self.directory / "states"
+
     def training(self, state: int) -> Path:
         """Folder of a state's training."""
         return self.directory / f"state-{state:02}"
 
     def weights(self, state: int) -> Path:
         """The network that a state ended with."""
-        return self.directory / f"state-{state:02}.safetensors"
+        return self.networks / f"state-{state:02}.safetensors"
 
     def best(self, state: int) -> Path:
         """The network of its best epoch, as it was trained."""
-        return self.directory / f"state-{state:02}-best.safetensors"
+        return self.networks / f"state-{state:02}-best.safetensors"
 
     def ticket(self, state: int) -> Path:
         """What a state is to train."""

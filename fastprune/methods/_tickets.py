@@ -83,7 +83,8 @@ class Ticket:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Ticket:
         """From what `state_dict` gave."""
-        return cls(Structure.of(state["trained"]), Structure.of(state["left"]), state["penalised"])
+        trained, left = Structure.of(state["trained"]), Structure.of(state["left"])
+        return cls(trained, left, state["penalised"], state["beside"])
 
 
 def first_ticket(graph: ChannelGraph, options: LotteryOptions) -> Ticket:

@@ -139,9 +139,7 @@ def _largest(
     return masks
 
 
-def live_weights(
-    plan: PruningPlan, graph: ChannelGraph, names: Iterable[str]
-) -> Masks:
+def live_weights(plan: PruningPlan, graph: ChannelGraph, names: Iterable[str]) -> Masks:
     """Masks, on the CPU, of the weights that neither write nor read a channel that ``plan``
     drops.
     """

@@ -78,12 +78,7 @@ def lottery(context: MethodContext, options: LotteryOptions) -> MethodResult:
             "remaining_share": round(last.remaining_weights / last.prunable_weights, 6),
             "rewind_sha256": sha256_of(run.files.rewind),
         },
-        files=(
-            run.files.states,
-            run.files.rewind,
-            *(run.files.weights(record.state) for record in records),
-            *(file for r in records if (file := run.files.best(r.state)).is_file()),
-        ),
+        files=(run.files.states, run.files.rewind, run.files.networks),
     )
 
 
@@ -97,6 +92,7 @@ class _Run:
 
     def prepare(self) -> None:
         """Writes down the weights that states begin with, where they are known by now."""
+        self.files.networks.mkdir(exist_ok=True)
         if self.files.rewind.is_file():
             return
         if self.options.start == "pt":

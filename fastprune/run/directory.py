@@ -25,6 +25,7 @@ from fastprune.run.paths import (
     CONFIG,
     ENVIRONMENT,
     FILES,
+    FOLDERS,
     GRAPH,
     IMAGES,
     LOCK,
@@ -93,14 +94,20 @@ class RunDirectory(RunPaths):
     """An opened and locked run directory; get one from `open_directory`."""
 
     def take(self, file: Path) -> None:
-        """Puts a copy of a method's file beside the results, under its name.
+        """Puts a copy of a method's file, or of a folder of files, beside the results, under its
+        name.
 
         Raises:
             ValueError: results do not have that name.
         """
-        if file.name not in FILES:
-            raise ValueError(f"{file.name}: not a name of a result; expected one of {FILES}")
-        write_atomically(self.path / file.name, lambda path: shutil.copyfile(file, path))
+        known = FOLDERS if file.is_dir() else FILES
+        if file.name not in known:
+            raise ValueError(f"{file.name}: not a name of a result; expected one of {known}")
+        if not file.is_dir():
+            write_atomically(self.path / file.name, lambda path: shutil.copyfile(file, path))
+            return
+        shutil.rmtree(self.path / file.name, ignore_errors=True)
+        shutil.copytree(file, self.path / file.name)
 
     def replan(self, config: RunConfig) -> None:
         """Removes what the plan's stage left, so that it begins anew, by another configuration."""
@@ -283,7 +290,7 @@ def _refuse_foreign(path: Path) -> None:
         raise ConfigError(f"{path}: is a file; --out expects a folder")
     if is_run_directory(path):
         return
-    known = {*FILES, RECORDS, WORK}
+    known = {*FILES, *FOLDERS}
     strange = [e.name for e in path.iterdir() if e.name not in known and TEMPORARY not in e.name]
     if strange:
         raise ConfigError(
@@ -344,7 +351,7 @@ def _short(value: Any) -> str:
 
 
 def _clear(path: Path) -> None:
-    for name in (RECORDS, WORK):
+    for name in FOLDERS:
         shutil.rmtree(path / name, ignore_errors=True)
     for name in FILES:
         # The lock is held: removing its file would let a second run lock a new one.

@@ -22,6 +22,7 @@ PRUNED = "pruned"
 REPORT = "report.json"
 TRIALS = "trials.jsonl"
 STATES = "states.jsonl"
+REWIND = "rewind.safetensors"
 PRUNINGNET = "pruningnet.safetensors"
 CHANNELS_PLOT = "channels.png"
 SEARCH_PLOT = "search.png"
@@ -45,6 +46,7 @@ FILES = (
     REPORT,
     TRIALS,
     STATES,
+    REWIND,
     PRUNINGNET,
     CHANNELS_PLOT,
     SEARCH_PLOT,
@@ -56,6 +58,8 @@ FILES = (
 )
 RECORDS = "stages"
 WORK = "work"
+STATE_WEIGHTS = "states"
+FOLDERS = (RECORDS, WORK, STATE_WEIGHTS)
 
 
 def is_run_directory(path: Path) -> bool:

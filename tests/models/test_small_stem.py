@@ -153,7 +153,7 @@ def test_a_pruned_network_comes_back_in_another_process(tmp_path):
 def test_a_saved_network_is_evaluated_as_its_options_say(tmp_path):
     model = build("resnet18", num_classes=10, stem="small")
     graph = trace(model, torch.zeros(1, 3, 32, 32))
-    plan = fp.PruningPlan({name: (0,) for name in graph.widths()}, graph.widths())
+    plan = fp.PruningPlan(dict.fromkeys(graph.widths(), (0,)), graph.widths())
     small = fp.apply_plan(model, graph, plan)
     given = {"plan": plan, "architecture": "resnet18", "num_classes": 10}
     fp.save(tmp_path / "net", small, options={"stem": "small"}, **given)
