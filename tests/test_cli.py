@@ -480,3 +480,42 @@ def test_doctor_measures_pipelines(tmp_path: Path) -> None:
     code, _, err = call("doctor", "data.train_limit=64")
     assert code == 2
     assert "only --data CONFIG takes overrides" in err
+
+
+def test_compare_prints_a_table_and_writes_its_files_here(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call("compare", finished, finished, tmp_path / "none")
+
+    assert code == 0
+    assert err.startswith(f"fastprune: left out: {tmp_path}/none: there is no such folder")
+    (row,) = (line for line in out.splitlines() if line.startswith("│ a "))
+    assert "one_shot" in row
+    assert out.splitlines()[-1] == "saved: comparison.csv, comparison.json, comparison.png"
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "comparison.csv",
+        "comparison.json",
+        "comparison.png",
+    ]
+    found = answer("compare", finished, "--out", "deep/er")
+    assert found == json.loads((tmp_path / "deep/er/comparison.json").read_text())
+
+
+def test_compare_refuses_where_no_run_is_left_in_a_line_each(tmp_path: Path) -> None:
+    err = refusal("compare", tmp_path, tmp_path / "none", "--out", tmp_path / "out")
+
+    assert err.splitlines() == [
+        f"fastprune: error: {tmp_path}: not a run directory: it holds no config.yaml",
+        f"fastprune: error: {tmp_path}/none: there is no such folder; expected a run directory",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plot_prints_the_figures_it_drew(finished: Path, tmp_path: Path) -> None:
+    code, out, err = call("plot", finished, "--out", tmp_path / "out")
+
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [f"{tmp_path}/out/training.png", f"{tmp_path}/out/channels.png"]
+    assert all(Path(line).is_file() for line in out.splitlines())
+    assert "not a run directory" in refusal("plot", tmp_path)

@@ -26,6 +26,9 @@ __all__ = ["COLUMNS", "ComparedRun", "Comparison", "StatePoint", "compare", "pri
 _VARIANTS = ("variant", "criterion")
 """Notes of a method that say which of its kinds it was."""
 
+_MEASURED = {"pruned": "prune", "finetuned": "finetune"}
+"""Accuracies of a report, and the stages that measured them."""
+
 _WIDEST = 10_000
 
 
@@ -125,6 +128,8 @@ def compare(paths: Sequence[Path], out: Path) -> Comparison:
             run, said = _read(path)
         except ConfigError as error:
             left_out.append(error.problems[0])
+        except KeyError as error:
+            left_out.append(f"{path}: of another version of fastprune: its report has no {error}")
         else:
             runs.append(run)
             notes += said
@@ -245,11 +250,10 @@ def _check_report(paths: RunPaths, records: dict[str, StageRecord]) -> None:
     if not file.is_file() or sha256_of(file) != records["report"].files.get(file.name):
         raise ConfigError(f"{file}: damaged, or of another run; the run's command writes it again")
     said = json.loads(file.read_text(encoding="utf-8"))["accuracy"]
-    if any(said[name] != records[stage].results["metrics"] for name, stage in _MEASURED.items()):
+    if any(
+        said[name] != records[stage].results.get("metrics") for name, stage in _MEASURED.items()
+    ):
         raise ConfigError(f"{file}: of an earlier plan; the run's command writes it again")
-
-
-_MEASURED = {"pruned": "prune", "finetuned": "finetune"}
 
 
 def _states(paths: RunPaths) -> tuple[tuple[StateRecord, ...], list[str]]:

@@ -9,12 +9,13 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from fastprune.config import RunConfig, make_config, to_yaml
 from fastprune.data import Listing
@@ -76,6 +77,9 @@ class StageRecord:
         return digest_of([self.stage, self.inputs, self.results, self.files])
 
 
+_RECORD = TypeAdapter(StageRecord)
+
+
 def stage_key(stage: str, inputs: Any) -> str:
     """Digest of what a stage is made from, as its record keeps it."""
     return digest_of([stage, _FORMAT, inputs])
@@ -84,9 +88,8 @@ def stage_key(stage: str, inputs: Any) -> str:
 def stored_record(file: Path) -> StageRecord | None:
     """The record in a file, whether or not its result still stands; None where it is none."""
     try:
-        record = StageRecord(**_read_json(file))
-        return replace(record, bad_images=tuple(record.bad_images))
-    except TypeError:
+        return _RECORD.validate_python(_read_json(file))
+    except ValidationError:
         return None
 
 

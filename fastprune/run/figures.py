@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from fastprune.errors import ConfigError
+from fastprune.errors import CheckpointError, ConfigError
+from fastprune.files import sha256_of
 from fastprune.graph import PruningPlan
 from fastprune.methods._states import StateRecord, read_states
 from fastprune.methods._trials import TrialLog
@@ -35,26 +37,23 @@ def draw_run(path: Path, out: Path | None = None) -> list[Path]:
         The files, each written whole.
 
     Raises:
-        ConfigError: it is no run directory, has nothing to draw yet, or ``out`` cannot be written.
+        ConfigError: it is no run directory, is damaged or has nothing to draw yet; ``out`` cannot
+            be written.
         CheckpointError: a line of a file is damaged.
     """
     check_run_directory(path)
     run, folder = RunPaths(path), RunPaths(path if out is None else out)
     # All is read before anything is drawn.
-    trainings, full = read_trainings(run), _groups(run)
-    planned = stored_record(run.record_file("plan")) is not None
-    trials, states = _of_plan(run.trials, run, planned), _of_plan(run.states, run, planned)
-    records = read_states(states) if states is not None else ()
+    trainings, full, plan = read_trainings(run), _groups(run), _plan(run)
+    trials, records = _of_plan(run.trials, run, plan), _states(run, plan)
     drawings: list[Drawing] = []
     if trainings:
         drawings.append((folder.training_plot, lambda file: plot_training(file, trainings)))
-    if trials is not None and len(TrialLog(trials, read_only=True)):
+    if trials is not None and _count_trials(trials):
         drawings.append((folder.search_plot, lambda file: plot_search(file, trials)))
-    if planned and run.plan.is_file():
-        plan = PruningPlan.from_json(json.loads(run.plan.read_text(encoding="utf-8")))
-        drawings.append(
-            (folder.channels_plot, lambda file: plot_channels(file, full, plan.widths()))
-        )
+    if plan is not None:
+        widths = plan.widths()
+        drawings.append((folder.channels_plot, lambda file: plot_channels(file, full, widths)))
     drawings += state_drawings(records, full, folder)
     if not drawings:
         raise ConfigError(f"{path}: holds nothing to draw yet, not one epoch of a training")
@@ -88,15 +87,51 @@ def state_drawings(
     return drawings
 
 
-def _of_plan(file: Path, run: RunPaths, planned: bool) -> Path | None:
-    """A file of the method: beside the results once the plan is made, and until then its own."""
-    under_way = run.work_folder("plan") / file.name
-    return next((found for found in (file, under_way)[not planned :] if found.is_file()), None)
-
-
 def _groups(run: RunPaths) -> dict[str, int]:
-    """Channels of the unpruned network's groups; none before its baseline is done."""
-    if not run.graph.is_file():
-        return {}
-    groups = json.loads(run.graph.read_text(encoding="utf-8"))["groups"]
-    return {group["name"]: group["channels"] for group in groups}
+    """Channels of the unpruned network's groups; none before the baseline is done."""
+    facts = _result(run, "baseline", run.graph)
+    return {} if facts is None else {group["name"]: group["channels"] for group in facts["groups"]}
+
+
+def _plan(run: RunPaths) -> PruningPlan | None:
+    """The plan, once it is made."""
+    plan = _result(run, "plan", run.plan)
+    return None if plan is None else PruningPlan.from_json(plan)
+
+
+def _result(run: RunPaths, stage: str, file: Path) -> Any:
+    """The content of a stage's JSON file; None before the stage is done.
+
+    Raises:
+        ConfigError: it is not what the stage wrote.
+    """
+    record = stored_record(run.record_file(stage))
+    if record is None:
+        return None
+    if not file.is_file() or sha256_of(file) != record.files.get(file.name):
+        raise ConfigError(f"{file}: missing or damaged; the run's command makes it again")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _of_plan(file: Path, run: RunPaths, plan: PruningPlan | None) -> Path | None:
+    """A method's file: its own, and beside the results once there is a plan; None for neither."""
+    own = run.work_folder("plan") / file.name
+    places = (own,) if plan is None else (file, own)
+    return next((place for place in places if place.is_file()), None)
+
+
+def _states(run: RunPaths, plan: PruningPlan | None) -> tuple[StateRecord, ...]:
+    file = _of_plan(run.states, run, plan)
+    return () if file is None else read_states(file)
+
+
+def _count_trials(file: Path) -> int:
+    """How many trials a file has.
+
+    Raises:
+        CheckpointError: a line is none.
+    """
+    whole, lines = len(TrialLog(file, read_only=True)), file.read_bytes().count(b"\n")
+    if whole < lines:
+        raise CheckpointError(f"{file}: line {whole + 1}: not a trial, or one a second time")
+    return whole

@@ -168,6 +168,12 @@ class RunPaths:
         """Strength of the growing penalty over states."""
         return self.path / PENALTY_PLOT
 
+    @property
+    def of_methods(self) -> tuple[Path, ...]:
+        """Files that some methods make and others do not, and what is drawn of them."""
+        plots = (self.search_plot, self.states_plot, self.state_channels_plot, self.penalty_plot)
+        return (self.trials, self.states, *plots)
+
     def record_file(self, stage: str) -> Path:
         """What a stage left, once it is finished."""
         return self.path / RECORDS / f"{stage}.json"

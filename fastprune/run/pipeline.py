@@ -331,9 +331,8 @@ class _Run:
             artifact.save_state(directory.inherited, found.pruned_state)
             files.append(directory.inherited)
         # An earlier search's, perhaps of another method.
-        directory.trials.unlink(missing_ok=True)
-        directory.search_plot.unlink(missing_ok=True)
-        directory.states.unlink(missing_ok=True)
+        for file in directory.of_methods:
+            file.unlink(missing_ok=True)
         for file in found.files:
             directory.take(file)
         # Of the method's own file: one beside the results may be lost or edited later.

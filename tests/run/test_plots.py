@@ -10,7 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fastprune.run.plots import plot_channels, plot_search
+from fastprune.run.plots import plot_channels, plot_search, plot_training
+from fastprune.run.trainings import Epoch
 
 
 @pytest.fixture
@@ -82,6 +83,38 @@ def test_search_has_a_point_a_candidate_and_the_best_so_far(
     texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert texts == ["initial", "employed", "of a plug-in", "best so far", "front"]
     assert size_of(tmp_path / "s.png")[0] > 1000
+
+
+def test_a_line_that_a_search_is_writing_is_left_out(tmp_path: Path, drawn: list[Figure]) -> None:
+    text = row(0, "random", 40.0, 1_000_000) + "\n" + row(1, "random", 50.0, 2_000_000)[:30]
+    (tmp_path / "trials.jsonl").write_text(text)
+    plot_search(tmp_path / "s.png", tmp_path / "trials.jsonl")
+
+    assert [p.get_offsets().tolist() for p in drawn[0].axes[0].collections] == [[[0, 40]]]
+
+
+def test_trainings_follow_each_other_and_each_begins_a_line(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    first = [Epoch(1, 2.0, 50.0, 2.5, 45.0, 0.1), Epoch(2, 1.5, 60.0, 2.2, 55.0, 0.05)]
+    second = [Epoch(1, 1.0, 70.0, None, None, 0.01)]
+    plot_training(tmp_path / "t.png", {"baseline": first, "_tune": second})
+    loss, accuracy, rate = drawn[0].axes
+
+    def points(axes: Any) -> list[Any]:
+        return [line.get_xydata().tolist() for line in axes.lines]
+
+    assert points(loss) == [[[1, 2], [2, 1.5]], [[1, 2.5], [2, 2.2]], [[3, 1]]]
+    assert points(accuracy) == [[[1, 50], [2, 60]], [[1, 45], [2, 55]], [[3, 70]]]
+    assert points(rate) == [[[1, 0.1], [2, 0.05]], [[3, 0.01]]]
+    assert [line.get_linestyle() for line in loss.lines] == ["-", "--", "-"]
+    (over,) = loss.child_axes
+    assert [text.get_text() for text in over.get_xticklabels()] == ["baseline", " _tune"]
+    assert list(over.get_xticks()) == [1.5, 3]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == [
+        "training",
+        "validation",
+    ]
 
 
 def test_a_single_candidate_can_be_drawn(tmp_path: Path) -> None:
