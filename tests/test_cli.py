@@ -208,6 +208,22 @@ def test_count_counts_what_a_gene_leaves() -> None:
     assert "id 9, layer3.2: layer3.2.conv1" in out
 
 
+def test_evaluate_normalises_as_the_saved_networks_options_say(tmp_path: Path) -> None:
+    model = models.build("resnet18", num_classes=10, stem="small")
+    graph = fp.trace(model, torch.zeros(1, 3, 32, 32))
+    plan = fp.PruningPlan(dict.fromkeys(graph.widths(), (0,)), graph.widths())
+    fp.save(
+        tmp_path / "net",
+        fp.apply_plan(model, graph, plan),
+        plan=plan,
+        architecture="resnet18",
+        options={"stem": "small"},
+        num_classes=10,
+    )
+    found = answer("evaluate", tmp_path / "net", "--data", "digits", "--quiet")
+    assert found["normalization"]["source"] == "dataset"
+
+
 def test_count_takes_the_usual_input_of_what_the_options_make() -> None:
     small = ("count", "resnet50", "--model-option", "stem=small")
     found = answer(*small, "--num-classes", "10", "--groups")

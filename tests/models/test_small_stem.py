@@ -148,18 +148,3 @@ def test_a_pruned_network_comes_back_in_another_process(tmp_path):
 
     assert torch.equal(torch.load(tmp_path / "out.pt"), small(images))
     assert fp.artifact.describe(tmp_path / "net")[1]["input_shape"] == [3, 32, 32]
-
-
-def test_a_saved_network_is_evaluated_as_its_options_say(tmp_path):
-    model = build("resnet18", num_classes=10, stem="small")
-    graph = trace(model, torch.zeros(1, 3, 32, 32))
-    plan = fp.PruningPlan(dict.fromkeys(graph.widths(), (0,)), graph.widths())
-    small = fp.apply_plan(model, graph, plan)
-    given = {"plan": plan, "architecture": "resnet18", "num_classes": 10}
-    fp.save(tmp_path / "net", small, options={"stem": "small"}, **given)
-    found = json.loads(
-        CliRunner()
-        .invoke(app, ["evaluate", str(tmp_path / "net"), "--data", "digits", "--json", "--quiet"])
-        .stdout
-    )
-    assert found["normalization"]["source"] == "dataset"
