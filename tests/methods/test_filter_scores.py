@@ -29,7 +29,7 @@ def network() -> nn.Module:
 
     def run(net: Any, x: Tensor) -> Tensor:
         x = net.drop(functional.relu_(net.norm(net.stem(x))))
-        x = functional.relu_(net.b(x))
+        x = functional.leaky_relu_(net.b(x), 0.3)
         x = functional.relu_(net.c(x))
         x = functional.max_pool2d(net.c(x), 2)
         x = functional.conv2d(net.up(x).relu_(), weight=net.bare)
@@ -62,7 +62,7 @@ def by_hand(net: Any, x: Tensor) -> tuple[Tensor, list[tuple[str, Tensor]]]:
     x = functional.batch_norm(
         net.stem(x), norm.running_mean, norm.running_var, norm.weight, norm.bias
     )
-    x = keep("b.weight", net.b(x.relu())).relu()
+    x = functional.leaky_relu(keep("b.weight", net.b(x.relu())), 0.3)
     x = keep("c.weight", net.c(x)).relu()
     x = functional.max_pool2d(keep("c.weight", net.c(x)), 2)
     x = keep("up.weight", net.up(x)).relu()
