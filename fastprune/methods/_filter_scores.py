@@ -177,7 +177,7 @@ class _Maps(TorchFunctionMode):
         others = [dim for dim in range(made.ndim) if dim != axis]
 
         def add(values: Tensor) -> None:
-            self._sums[key] += values.double().sum(others)
+            self._sums[key] += values.sum(others, dtype=torch.float64)
 
         self._record(made, add)
 

@@ -90,8 +90,8 @@ def drop_smallest(
     Of equal magnitudes those stay whose parameter comes first by name, and in it by index.
 
     Args:
-        weights: tensors by name; on one device where they are ranked together.
-        live: bool, of the same shapes: the weights that are still there.
+        weights: tensors by name, on any devices.
+        live: bool, of the same shapes and devices: the weights that are still there.
         target: how many stay; for the ranking ``layer``, of each weight.
         ranking: all weights together, or each by itself.
 
@@ -119,7 +119,8 @@ def drop_smallest(
 def _largest(
     weights: Mapping[str, Tensor], live: Mapping[str, Tensor], names: Sequence[str], target: int
 ) -> Masks:
-    magnitudes = torch.cat([weights[name].detach()[live[name]].abs() for name in names])
+    # On the CPU: CUDA has no selection of the k-th value that is deterministic.
+    magnitudes = torch.cat([weights[name].detach()[live[name]].abs().cpu() for name in names])
     count = len(magnitudes)
     if not 0 <= target <= count:
         raise ValueError(f"target: expected a number from 0 to the {count} live, got {target}")
@@ -135,7 +136,7 @@ def _largest(
     masks = {}
     for name, part in zip(names, parts, strict=True):
         masks[name] = live[name].clone()
-        masks[name][live[name]] = part
+        masks[name][live[name]] = part.to(live[name].device)
     return masks
 
 
