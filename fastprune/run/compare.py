@@ -57,7 +57,7 @@ class StatePoint:
 
 @dataclass(frozen=True, slots=True)
 class ComparedRun:
-    """A run's row; docs/compare.md says what each column is.
+    """A run's row; docs/runs.md says what each column is.
 
     Shares are of the unpruned network, 0 to 1; accuracies are percent of the test images.
     """
