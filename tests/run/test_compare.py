@@ -31,6 +31,7 @@ STATE = StateRecord(
     widths={"stem": 8, "conv1": 8},
     validation_top1=90.0,
     cut_top1=None,
+    penalised_norm=None,
     best_validation_top1=None,
     test_top1=None,
     seconds=1.0,
