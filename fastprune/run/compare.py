@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +31,7 @@ _MEASURED = {"pruned": "prune", "finetuned": "finetune"}
 """Accuracies of a report, and the stages that measured them."""
 
 _WIDEST = 10_000
+_WORDS = ("run", "method", "network", "dataset")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,34 +152,60 @@ def compare(paths: Sequence[Path], out: Path) -> Comparison:
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """The runs as a table on standard output, a row each."""
+    """The runs as a table on standard output, a row each.
+
+    On a terminal that is too narrow for it, columns in which all runs agree go above the table.
+    """
     console = Console(highlight=False, markup=False)
-    table = Table("run", "method", "network", "dataset", "seed")
-    numbers = ("top-1 before, %", "after, %", "MACs", "params", "channels", "weights left")
-    for heading in (*numbers, "states", "seconds"):
-        table.add_column(heading, justify="right")
-    for run in comparison.runs:
-        table.add_row(
-            run.name,
-            " ".join(filter(None, (run.method, run.variant))),
-            run.network,
-            run.dataset,
-            str(run.seed),
-            "" if run.top1_before is None else f"{run.top1_before:.2f}",
-            f"{run.top1_after:.2f}",
-            f"{run.macs:,} ({run.macs_share:.1%})",
-            f"{run.params:,} ({run.params_share:.1%})",
-            f"{run.channels:,} ({run.channels_share:.1%})",
-            "" if run.remaining_weights is None else f"{run.remaining_weights:.3%}",
-            "" if run.states is None else str(run.states),
-            f"{run.seconds:,.1f}",
-        )
+    columns = _cells(comparison.runs)
+    wide = console.options.update(max_width=_WIDEST)
+    width = console.measure(_table(columns), options=wide).maximum
     if not console.is_terminal:
         # A row a line, however wide, for what reads it next.
-        wide = console.options.update(max_width=_WIDEST)
-        console.width = max(console.width, console.measure(table, options=wide).maximum)
-    console.print(table)
+        console.width = max(console.width, width)
+    elif width > console.width and len(comparison.runs) > 1:
+        same = {name: cells[0] for name, cells in columns.items() if len(set(cells)) == 1}
+        columns = {name: cells for name, cells in columns.items() if name not in same}
+        shown = ", ".join(f"{name} {cell}" for name, cell in same.items() if cell)
+        console.print(f"all runs: {shown}", soft_wrap=True)
+    console.print(_table(columns))
     print("saved:", ", ".join(str(file) for file in comparison.files))
+
+
+def _table(columns: dict[str, list[str]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in _WORDS else "right", overflow="fold")
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
+    return table
+
+
+def _cells(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
+    """The table's columns, by their headings."""
+
+    def each(text: Callable[[ComparedRun], str | None]) -> list[str]:
+        return [text(run) or "" for run in runs]
+
+    return {
+        "run": each(lambda run: run.name),
+        "method": each(lambda run: " ".join(filter(None, (run.method, run.variant)))),
+        "network": each(lambda run: run.network),
+        "dataset": each(lambda run: run.dataset),
+        "seed": each(lambda run: str(run.seed)),
+        "top-1 before, %": each(lambda run: _figure(run.top1_before, ".2f")),
+        "top-1 after, %": each(lambda run: f"{run.top1_after:.2f}"),
+        "MACs": each(lambda run: f"{run.macs:,} ({run.macs_share:.1%})"),
+        "params": each(lambda run: f"{run.params:,} ({run.params_share:.1%})"),
+        "channels": each(lambda run: f"{run.channels:,} ({run.channels_share:.1%})"),
+        "weights left": each(lambda run: _figure(run.remaining_weights, ".3%")),
+        "states": each(lambda run: _figure(run.states, "d")),
+        "seconds": each(lambda run: f"{run.seconds:,.1f}"),
+    }
+
+
+def _figure(value: float | None, how: str) -> str | None:
+    return None if value is None else format(value, how)
 
 
 def _read(path: Path) -> tuple[ComparedRun, list[str]]:

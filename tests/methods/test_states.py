@@ -21,6 +21,7 @@ STATE = StateRecord(
     widths={"stem": 4, "conv1": 8},
     validation_top1=91.5,
     cut_top1=None,
+    penalised_norm=None,
     best_validation_top1=92.0,
     test_top1=None,
     seconds=1.5,

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ STATE = StateRecord(
     widths={"stem": 8, "conv1": 8},
     validation_top1=90.0,
     cut_top1=None,
+    penalised_norm=None,
     best_validation_top1=None,
     test_top1=None,
     seconds=1.0,
@@ -262,11 +264,36 @@ def test_the_table_has_a_row_a_run_however_wide(
     shown = capsys.readouterr().out.splitlines()
 
     (row,) = (line for line in shown if "n" * 200 in line)
-    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    cells = re.split(r" {2,}", row.strip())
     network = "fastprune.testing.methods:TinyResidual"
-    assert cells[1:8] == ["one_shot rsst", network, "digits", "0", "", "91.23", "43,250 (49.4%)"]
-    assert cells[8:12] == ["767 (50.9%)", "16 (66.7%)", "1.153%", "20"]
+    assert cells[1:5] == ["one_shot rsst", network, "digits", "0"]
+    # Nothing before.
+    assert cells[5:8] == ["91.23", "43,250 (49.4%)", "767 (50.9%)"]
+    assert cells[8:11] == ["16 (66.7%)", "1.153%", "20"]
     assert sum("resnet20_cifar (depth=8)" in line for line in shown) == 1
     assert shown[-1] == "saved: " + ", ".join(
         f"{tmp_path}/comparison.{kind}" for kind in ("csv", "json", "png")
     )
+
+
+def test_a_narrow_terminal_gets_what_all_runs_share_above_the_table(
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = compare([finished / "gradual", finished / "colony"], tmp_path)
+    for name, value in {"FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("COLUMNS", "100")
+    print_comparison(found)
+    narrow = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+
+    network = "network fastprune.testing.methods:TinyResidual"
+    assert narrow[0].startswith(f"all runs: {network}, dataset digits, seed 0")
+    assert "states" not in "".join(narrow)
+    assert all(len(line) <= 100 for line in narrow[1:-1])
+    assert "43,250 (49.4%)" in "".join(narrow)
+    monkeypatch.setenv("COLUMNS", "300")
+    print_comparison(found)
+    assert "all runs" not in capsys.readouterr().out

@@ -46,6 +46,18 @@ def test_a_stage_stands_while_inputs_and_files_are_the_same(tmp_path: Path) -> N
         assert directory.finished("plan", "inputs") == (None, "plan.json is missing")
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"stage": "plan"}', '{"results": null}'])
+def test_a_damaged_record_is_told_from_none(tmp_path: Path, content: str) -> None:
+    with open_directory(tmp_path, config()) as directory:
+        directory.finish("plan", "inputs", {}, (), 1)
+        file = directory.record_file("plan")
+        whole = json.loads(file.read_text())
+        given = whole | {"results": None} if "results" in content else content
+        file.write_text(given if isinstance(given, str) else json.dumps(given))
+
+        assert directory.finished("plan", "inputs") == (None, "its record is unreadable")
+
+
 def test_times_do_not_enter_a_records_digest(tmp_path: Path) -> None:
     with open_directory(tmp_path, config()) as directory:
         slow = directory.finish("plan", "inputs", {}, (), 9)

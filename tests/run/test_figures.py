@@ -34,6 +34,7 @@ def state(number: int, strengths: tuple[tuple[float, float], ...] = ()) -> State
         widths={"stem": 8 - number},
         validation_top1=90.0,
         cut_top1=None,
+        penalised_norm=None,
         best_validation_top1=91.0,
         test_top1=None,
         seconds=1.0,

@@ -22,6 +22,7 @@ FIRST = StateRecord(
     widths={"stem": 8, "conv1": 16},
     validation_top1=90.0,
     cut_top1=None,
+    penalised_norm=None,
     best_validation_top1=91.0,
     test_top1=None,
     seconds=1.0,
