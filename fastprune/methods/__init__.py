@@ -72,6 +72,11 @@ class MethodOptions(Options):
         """What the method trains by besides ``finetune``, by the names of its options."""
         return {}
 
+    @property
+    def taught(self) -> bool:
+        """Whether these have the unpruned network to learn from."""
+        return False
+
     def problems(self, prune: PruneOptions) -> list[str]:
         """What does not go together with the common options, ``field: what would be right``."""
         return []

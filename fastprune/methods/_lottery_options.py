@@ -58,7 +58,8 @@ class LotteryOptions(MethodOptions):
             filters that refill would drop.
         start: weights that every state begins with: ``lt`` those the network is initialised with,
             ``rewind_lt`` those after ``rewind_epoch`` epochs of state 0, ``pt`` the baseline's.
-        train: recipe of every state.
+        train: recipe of every state. What it distills from is the trained unpruned network: the
+            baseline for ``pt``, else that of state 0, which learns without.
         pruning_times: rounds.
         rate: share of the remaining weights that a round drops.
         rates: ``constant``, or ``progressive``: times 1 to round 5, 0.8 to 10, 0.6 to 15, 0.4
@@ -121,6 +122,10 @@ class LotteryOptions(MethodOptions):
         return {"train": self.train}
 
     @property
+    def taught(self) -> bool:
+        return True
+
+    @property
     def penalises(self) -> bool:
         """Whether weights are shrunk before they go."""
         return self.variant in ("rst", "rsst")
@@ -170,6 +175,12 @@ class LotteryOptions(MethodOptions):
             found.append(
                 f"method.rewind_epoch: got {self.rewind_epoch}, and method.train has "
                 f"{self.train.epochs} epochs"
+            )
+        stop = self.train.early_stop
+        if self.start == "rewind_lt" and stop and self.rewind_epoch > stop.patience:
+            found.append(
+                "method.train.early_stop: may end state 0 before method.rewind_epoch; expected "
+                f"patience {self.rewind_epoch} or more"
             )
         if self.penalises and self.train.keep == "best":
             found.append(

@@ -179,7 +179,8 @@ class _Run:
         """The network that a state trains, with the weights it begins with."""
         context, trained = self.context, ticket.trained
         model = context.fresh(context.seed)
-        if self.files.rewind.is_file():
+        # State 0 writes them itself for rewind_lt, perhaps before a kill and its first checkpoint.
+        if number > 0 or self.options.start == "pt":
             restore(model, load_state(self.files.rewind))
         if number == 0:
             return model
@@ -245,14 +246,17 @@ class _Run:
             if rewinds and record.epoch == options.rewind_epoch:
                 save_state(self.files.rewind, net)
 
+        teacher, recipe = self._teacher(number), options.train
+        if teacher is None:
+            recipe = recipe.model_copy(update={"distill": None})
         return fit(
             net,
             context.splits,
-            options.train,
+            recipe,
             directory=self.files.training(number),
             seed=context.seed + number,
             device=context.device,
-            teacher=self._teacher(number),
+            teacher=teacher,
             after_backward=penalty,
             after_epoch=after_epoch,
             progress=context.progress,
@@ -276,6 +280,8 @@ class _Run:
             net,
             pipeline,
             device=self.context.device,
+            # As in training, whose validation this is compared with; test images as in reports.
+            precision=self.options.train.precision if part == "validation" else "fp32",
             channels_last=True,
             progress=self.context.progress,
             name=f"{part} images",

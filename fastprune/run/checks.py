@@ -52,7 +52,7 @@ def check_recipes(
             device,
             train=train,
             validated=config.data.validation != 0,
-            taught=field == "finetune" and trained,
+            taught=trained if field == "finetune" else field in own and config.method.taught,
         )
     ]
     if problems:

@@ -107,7 +107,8 @@ def check_method(
         prune: the common options.
 
     Raises:
-        AssertionError: the plan drops nothing or does not fit, the pruned network is not the
+        AssertionError: the plan drops nothing, though such a plan is no result of these options,
+            or does not fit, the pruned network is not the
             masked one, the context's network was altered, or a repetition gives something else.
     """
     entry, prune = registry.get(given["name"]), prune or PruneOptions()
@@ -118,7 +119,9 @@ def check_method(
     first = entry.build(context, options)
     _same(before, context.model.state_dict(), "the context's network was altered")
     context.graph.check(first.plan)
-    small = apply_plan(first.model, context.graph, first.plan)
+    small = apply_plan(
+        first.model, context.graph, first.plan, allow_unchanged=options.allows_unchanged
+    )
     masked = mask_plan(first.model, context.graph, first.plan)
     images, _ = next(iter(context.splits.test.epoch(0)))
     with torch.no_grad():

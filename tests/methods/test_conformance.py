@@ -25,6 +25,7 @@ EVOLUTION = {
     "crossover_num": 1,
     "iterations": 2,
 }
+TICKET = {"train": TRAIN, "pruning_times": 2, "rate": 0.5}
 
 # Options that send each method through all of its parts.
 CASES: dict[str, list[tuple[dict[str, Any], PruneOptions | None]]] = {
@@ -34,6 +35,12 @@ CASES: dict[str, list[tuple[dict[str, Any], PruneOptions | None]]] = {
         ({**COLONY, "search": "random", "units": "stage", "fitness_split": "test"}, None),
         ({"code": "5 5", "inherit": "first"}, None),
         ({**COLONY, "evaluator": "shared", "calfitness_epoch": 0}, HALF),
+    ],
+    "lottery": [
+        ({**TICKET, "variant": "imp", "rewind_epoch": 1}, None),
+        ({**TICKET, "criterion": "saliency", "fillback_rate": 0.3, "start": "lt"}, None),
+        ({**TICKET, "variant": "rst", "start": "pt", "ranking": "layer"}, None),
+        ({**TICKET, "variant": "rsst", "rewind_epoch": 0, "prune_each_state": False}, None),
     ],
     "metapruning": [
         ({**EVOLUTION}, HALF),
