@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from dataclasses import dataclass
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -155,9 +156,10 @@ def _check_baseline(run: RunPaths) -> None:
     """Raises ConfigError if there is no trained baseline."""
     record = stored_record(run.record_file("baseline"))
     if record is None:
+        command = ["fastprune", "run", f"{run.path}/config.yaml", "--out", str(run.path)]
         raise ConfigError(
-            f"{run.path}: its baseline is not done; the run's command goes on, "
-            "with --until baseline as far as that"
+            f"{run.path}: its baseline is not done; it goes on by: "
+            f"{shlex.join([*command, '--until', 'baseline'])}"
         )
     if not record.results.get("trained"):
         raise ConfigError(

@@ -60,10 +60,11 @@ def plot_dendrogram(path: Path, grouping: Grouping) -> None:
     reach = dict.fromkeys(range(count), 0.0)
     figure = new_figure(7.5, _side(count))
     axes = figure.subplots()
+    width = 1.2 if count <= _LABELS else 0.3
     for number, (one, other, distance, _) in enumerate(grouping.linkage):
         ends = [reach[one], distance, distance, reach[other]]
         between = [height[one], height[one], height[other], height[other]]
-        axes.plot(ends, between, color=COLORS[0], linewidth=1.2)
+        axes.plot(ends, between, color=COLORS[0], linewidth=width)
         height[count + number] = (height[one] + height[other]) / 2
         reach[count + number] = distance
     places, names = _names(grouping, order)
