@@ -84,6 +84,13 @@ def test_a_class_without_direction_is_refused(row: list[float], kind: Any, what:
         similarity(rows, kind)
 
 
+def test_what_rounding_leaves_of_equal_logits_is_no_direction() -> None:
+    row = np.full(3, 0.1)
+    assert np.any(row - row.mean())
+    with pytest.raises(TrainingError, match="class 1 are all the same"):
+        similarity(np.array([[1.0, 2, 4], row, [3, 1, 0]]), "covariance")
+
+
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="expected one of"):
         similarity(LOGITS, "euclid")  # type: ignore[arg-type]
@@ -163,6 +170,10 @@ def test_a_grouping_goes_through_json() -> None:
             "merge 0: expected 2 classes",
         ),
         ({"linkage": [[0, 1, float("nan"), 2]] * 3}, "linkage"),
+        (
+            {"linkage": [[0, 0, 0.1, 2], [2, 3, 0.2, 2], [4, 5, 0.3, 4]]},
+            "merge 0: no two clusters 0 and 0",
+        ),
         ({"groups": {"2": [[0, 1], [2, 3]]}}, "groups: not those that the linkage gives"),
         ({"more": 1}, "more: "),
     ],

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fastprune import artifact
-from fastprune.config import make_config
-from fastprune.data import load
+from fastprune.config import make_config, to_yaml
+from fastprune.data import DataOptions, Listing, TrainingImages, load, load_training
 from fastprune.errors import ConfigError, DataError, FastpruneError, TrainingError
 from fastprune.files import TEMPORARY
 from fastprune.methods._grouping import Grouping, group_classes, similarity
@@ -159,6 +161,49 @@ def test_a_class_without_training_images_is_named(tmp_path: Path, finished: Path
 
     said = refused(tmp_path / "run", tmp_path / "out")
     assert said.startswith("training images: no images of class ")
+
+
+def test_images_are_normalised_as_the_baselines_were(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = saved_config(run).model_dump(mode="json")
+    wanted = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+    config["model"]["normalization"] = wanted
+    (run / "config.yaml").write_text(to_yaml(make_config(config)))
+    seen = []
+
+    def watched(options: DataOptions, seed: int, teller: Any) -> TrainingImages:
+        seen.append(load_training(options, seed, teller))
+        return seen[0]
+
+    monkeypatch.setattr(grouping, "load_training", watched)
+    group_run(run, out=tmp_path / "out", quiet=True)
+    assert seen[0].info.mean == wanted["mean"]
+    assert seen[0].info.std == wanted["std"]
+
+
+def test_other_images_than_the_runs_are_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed(*given: Any) -> TrainingImages:
+        now = {"train": Listing(files=3, content="now", times="now")}
+        return load_training(*given)._replace(listings=now)
+
+    then = {"train": {"files": 2, "content": "then", "times": "then"}}
+    (run / "images.json").write_text(json.dumps(then))
+    monkeypatch.setattr(grouping, "load_training", changed)
+    assert "the train images changed since the run began" in refused(run, tmp_path / "out")
+
+
+def test_one_class_is_nothing_to_group(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def single(*given: Any) -> TrainingImages:
+        found = load_training(*given)
+        return found._replace(info=replace(found.info, num_classes=1, classes=("all",)))
+
+    monkeypatch.setattr(grouping, "load_training", single)
+    assert "its dataset has one class" in refused(run, tmp_path / "out")
 
 
 def test_the_array_is_one_that_numpy_reads_without_pickle(finished: Path, tmp_path: Path) -> None:
