@@ -101,7 +101,7 @@ def test_missing_parts_are_named() -> None:
         ({"method": "one_sot"}, "method: unknown method 'one_sot'; did you mean 'one_shot'?"),
         (
             {"method": {"criterion": "l1"}},
-            "method: expected a mapping with a name, one of abc, metapruning, one_sh",
+            "method: expected a mapping with a name, one of abc, lottery, metapruning, one_sh",
         ),
         (
             {"method": {"name": "one_shot", "criterion": "l3"}},
