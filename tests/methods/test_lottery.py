@@ -222,10 +222,14 @@ def test_cut_each_state_or_at_the_end_it_trains_to_nearly_the_same(
             torch.testing.assert_close(tensor, states[1][key], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["rst", "rsst"])
 @pytest.mark.parametrize(
-    ("name", "params"),
-    [("TutorialResNet32", 472_756), ("CustomVGG", None), ("custom_vgg_with_hidden_layer", None)],
+    ("name", "params", "variant"),
+    [
+        ("TutorialResNet32", 472_756, "rsst"),
+        ("CustomVGG", None, "rst"),
+        ("CustomVGG", None, "rsst"),
+        ("custom_vgg_with_hidden_layer", None, "refill"),
+    ],
 )
 def test_a_users_network_goes_through_it_whole(
     name: str, params: int | None, variant: str, tmp_path: Path
