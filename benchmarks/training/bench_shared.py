@@ -79,15 +79,17 @@ class Setting:
                 search.tell(candidate.number, self.fitness(candidate.code))
         return [candidate.code for candidate in search.ask()]
 
-    def neighbours(self, around: int) -> list[tuple[int, ...]]:
-        """Neighbours of the first ``around`` of a colony's ten sources after ten cycles."""
+    def neighbours(self, around: int, moves: int = 2) -> list[tuple[int, ...]]:
+        """Neighbours of the first ``around`` of a colony's ten sources after ten cycles, each with
+        ``moves`` of its nine numbers moved.
+        """
         colony = BeeColony(self.space, 0, food_number=10, max_cycle=10)
         while asked := colony.ask():
             for candidate in asked:
                 colony.tell(candidate.number, self.fitness(candidate.code))
         sources = np.array([source.candidate.code for source in colony.sources])
         generator, at = np.random.default_rng(0), list(range(around)) * (10 * K // around)
-        made = neighbours(self.space, sources, at, 2, generator).tolist()
+        made = neighbours(self.space, sources, at, moves, generator).tolist()
         # No search evaluates a code twice.
         known = set(map(tuple, sources.tolist()))
         return [code for code in dict.fromkeys(map(tuple, made)) if code not in known][:K]
@@ -104,6 +106,7 @@ POPULATIONS: dict[str, Callable[[Setting], list[tuple[int, ...]]]] = {
     "evolved": lambda setting: setting.evolved(6),
     "neighbours": lambda setting: setting.neighbours(10),
     "neighbours_of_one": lambda setting: setting.neighbours(1),
+    "neighbours_by_one": lambda setting: setting.neighbours(1, moves=1),
 }
 
 
