@@ -113,35 +113,44 @@ def next_ticket(
         options: the method's.
         scores: asked for where whole filters are chosen.
     """
-    names = tuple(before.masks)
-    if options.structured:
-        sizes = {name: int(mask.sum()) for name, mask in before.masks.items()}
-        target = options.targets(sizes, [number])
-        masks = drop_smallest(
-            {name: weights[name] for name in names}, before.masks, target, ranking=options.ranking
-        )
-        plan = refill(
-            masks, scores(masks), graph, before.plan, fillback_rate=options.fillback_rate
-        )
-        after = Structure(live_weights(plan, graph, names), plan)
-        if options.variant == "refill":
-            return Ticket(after, after, {}, {})
-        written = written_by(plan, graph)
-        gone = {name: before.masks[name] & written[name] for name in names if name in written}
-        beside = {name: mask for name, mask in written.items() if name not in before.masks}
-        return Ticket(before, after, gone, beside)
-    sizes = {name: mask.numel() for name, mask in before.masks.items()}
-    target = options.targets(sizes, range(1, number + 1))
-    masks, plan = prune_weights(
-        {name: weights[name] for name in names},
-        before.masks,
-        target,
-        graph,
-        ranking=options.ranking,
-        before=before.plan,
-    )
-    after = Structure(masks, plan)
-    if options.variant == "imp":
+    after = _after(before, weights, number, graph, options, scores)
+    if not options.penalises:
         return Ticket(after, after, {}, {})
-    gone = {name: before.masks[name] & ~masks[name] for name in names}
-    return Ticket(before, after, gone, {})
+    earlier, written = written_by(before.plan, graph), written_by(after.plan, graph)
+    makes = {n: mask & ~earlier[n] if n in earlier else mask for n, mask in written.items()}
+    gone = {name: mask & ~after.masks[name] for name, mask in before.masks.items()}
+    if options.structured:
+        # Filters alone: what reads a channel that goes is of no more use without it.
+        gone = {name: mask & makes[name] for name, mask in gone.items() if name in makes}
+    beside = {name: mask for name, mask in makes.items() if name not in before.masks}
+    return Ticket(before, after, gone, beside)
+
+
+def _after(
+    before: Structure,
+    weights: Mapping[str, Tensor],
+    number: int,
+    graph: ChannelGraph,
+    options: LotteryOptions,
+    scores: FilterScores,
+) -> Structure:
+    """What a round leaves."""
+    names = tuple(before.masks)
+    prunable = {name: weights[name] for name in names}
+    if not options.structured:
+        sizes = {name: mask.numel() for name, mask in before.masks.items()}
+        masks, plan = prune_weights(
+            prunable,
+            before.masks,
+            options.targets(sizes, range(1, number + 1)),
+            graph,
+            ranking=options.ranking,
+            before=before.plan,
+        )
+        return Structure(masks, plan)
+    sizes = {name: int(mask.sum()) for name, mask in before.masks.items()}
+    target = options.targets(sizes, [number])
+    masks = drop_smallest(prunable, before.masks, target, ranking=options.ranking)
+    fillback = options.fillback_rate
+    plan = refill(masks, scores(masks), graph, before.plan, fillback_rate=fillback)
+    return Structure(live_weights(plan, graph, names), plan)

@@ -260,3 +260,17 @@ def test_layer_by_layer_each_loses_its_own_share(
         # Only spared convolutions and the first one write to the streams.
         share = RATE if group.name.endswith(".conv1") else 1
         assert left.plan.widths()[group.name] == int(share * group.channels), group.name
+
+
+def test_rst_shrinks_what_is_behind_a_channel_whose_last_weight_goes() -> None:
+    model = fill(TinyResidual()).eval()
+    with torch.no_grad():
+        model.conv1.weight[3] *= 1e-6
+    graph = trace(model, torch.zeros(1, 3, 32, 32))
+    how = options("rst")
+    ticket = following(first_ticket(graph, how).left, model, graph, how)
+
+    assert 3 not in ticket.left.plan.keep["conv1"]
+    assert ticket.penalised["conv1.weight"][3].all()
+    assert ticket.beside.keys() == {"bn2.weight", "bn2.bias"}
+    assert ticket.beside["bn2.weight"].nonzero().flatten().tolist() == [3]
