@@ -81,6 +81,10 @@ class MethodOptions(Options):
         """What does not go together with the common options, ``field: what would be right``."""
         return []
 
+    def in_force(self, prune: PruneOptions) -> PruneOptions:
+        """The common options with what the method's own say of them, such as another budget."""
+        return prune
+
     def check(
         self,
         graph: ChannelGraph,

@@ -264,7 +264,8 @@ class _Run:
         check_recipes(config, self.device, self.splits.train)
         check_outputs(graph, self.info.num_classes, config.model.name)
         own = config.method.check(graph, config.prune, resolve(config.model.name))
-        self.say(f"reachable: {own or check_reachable(config.prune, graph)}")
+        prune = config.method.in_force(config.prune)
+        self.say(f"reachable: {own or check_reachable(prune, graph)}")
 
     def train(
         self,
@@ -384,10 +385,11 @@ class _Run:
             raise PlanError(
                 f"plan: predicts {cost.params} parameters, the pruned network has {counted}"
             )
+        budget = self.config.method.in_force(self.config.prune).budget
         results = {
             "cost": cost.to_dict(),
             "widths": plan.widths(),
-            "budget": budget_lines(self.config.prune.budget, graph, plan),
+            "budget": budget_lines(budget, graph, plan),
             "oracle": oracle,
             "metrics": self.measure(small),
         }
