@@ -60,7 +60,7 @@ CASES: dict[str, list[tuple[dict[str, Any], PruneOptions | None]]] = {
     ],
     "papm": [
         ({"params_reduction": 0.5, "classes": [3, 5]}, None),
-        ({"alpha": 0.2, "size_mb": 0.003, "batches": 2}, HALF),
+        ({"alpha": 0.2, "size_mb": 0.5, "batches": 2}, HALF),
     ],
     "slimming": [
         ({"train": TRAIN, "ratio": 0.4}, None),
