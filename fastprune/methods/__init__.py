@@ -58,6 +58,11 @@ class MethodOptions(Options):
         return False
 
     @property
+    def focus(self) -> tuple[int, ...]:
+        """Labels of the classes the pruned network is for; none where it is for all."""
+        return ()
+
+    @property
     def keeps_zeros(self) -> bool:
         """Whether weights of the pruned network are zero and have to stay so: no fine-tuning."""
         return False

@@ -18,7 +18,7 @@ from fastprune.errors import PlanError, nearest
 from fastprune.graph import ChannelGraph, PruningPlan
 from fastprune.methods import MethodContext, MethodResult, PruneOptions, registry
 from fastprune.methods._solving import plan_of
-from fastprune.methods._zeros import ActivationOptions, counted, facts
+from fastprune.methods._zeros import ActivationOptions, counted, facts, recipe_of
 from fastprune.options import expecting
 
 __all__ = ["ApozOptions", "apoz", "plan_by_threshold"]
@@ -78,7 +78,8 @@ def apoz(context: MethodContext, options: ApozOptions) -> MethodResult:
             round_to=prune.round_to,
             min_channels=prune.min_channels,
         )
-    return MethodResult(plan, context.model, notes=facts(context, options, counts))
+    notes = facts(context, options, counts)
+    return MethodResult(plan, context.model, finetune=recipe_of(context, options), notes=notes)
 
 
 def plan_by_threshold(

@@ -11,7 +11,7 @@ from pydantic import Field
 from fastprune.criteria.papm import joined
 from fastprune.methods import MethodContext, MethodResult, PruneOptions, registry
 from fastprune.methods._solving import plan_of
-from fastprune.methods._zeros import ActivationOptions, counted, facts
+from fastprune.methods._zeros import ActivationOptions, counted, facts, recipe_of
 
 __all__ = ["PapmOptions", "papm"]
 
@@ -81,4 +81,4 @@ def papm(context: MethodContext, options: PapmOptions) -> MethodResult:
     ]
     if dropped:
         notes["threshold"] = max(dropped)
-    return MethodResult(plan, context.model, notes=notes)
+    return MethodResult(plan, context.model, finetune=recipe_of(context, options), notes=notes)
