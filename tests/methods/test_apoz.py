@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fastprune.methods.apoz import ApozOptions, plan_by_threshold
 from fastprune.methods.papm import PapmOptions
 from fastprune.models import resolve
 from fastprune.testing.methods import TinyResidual, method_context
+from fastprune.training import EarlyStopOptions, FocusOptions
 
 FREE = PruneOptions(min_channels=0)
 
@@ -61,6 +63,27 @@ def test_only_images_of_the_classes_count(tmp_path: Path) -> None:
     assert 0 < result.notes["images"] < 96
     assert result.notes["mean_apoz"] == float(torch.cat(list(found.values())).mean())
     assert result.notes["mean_apoz"] != float(torch.cat(list(every.values())).mean())
+
+
+def test_fine_tuning_is_for_the_classes(tmp_path: Path) -> None:
+    given = {"name": "papm", "params_reduction": 0.4}
+    recipe = planned(tmp_path / "a", {**given, "classes": [5, 3]}).finetune
+    assert recipe is not None
+    assert recipe.focus == FocusOptions(classes=(3, 5), sample_ratio=9, weight=5)
+    assert (recipe.keep, recipe.early_stop) == ("best", EarlyStopOptions(patience=10))
+    assert recipe.lr == 0.05
+    assert planned(tmp_path / "b", given).finetune is None
+    entry, own = registry.get("papm"), FocusOptions(classes=(3, 5), weight=2)
+    options = entry.options.model_validate({**given, "classes": [3, 5]})
+    context = method_context(tmp_path / "c", options, FREE)
+    assert context.finetune is not None
+    kept = context.finetune.model_copy(
+        update={"focus": own, "early_stop": EarlyStopOptions(patience=2)}
+    )
+    found = entry.build(dataclasses.replace(context, finetune=kept), options).finetune
+    assert found.focus == own
+    assert found.early_stop.patience == 2
+    assert entry.build(dataclasses.replace(context, finetune=None), options).finetune is None
 
 
 GRAPH = trace(TinyResidual(), torch.zeros(1, 3, 32, 32))
@@ -156,6 +179,7 @@ def test_a_resnet18_of_23_percent_keeps_eights_and_comes_close(options: dict[str
         ("apoz", {"threshold": 1.5}, {}, "method.threshold"),
         ("apoz", {"threshold": 0.5, "classes": [3, 3]}, {}, "method.classes: expected different"),
         ("apoz", {"threshold": 0.5, "classes": []}, {}, "method.classes: expected different"),
+        ("papm", {"size_mb": 1, "classes": [3]}, {}, "data.validation: got 0"),
         ("papm", {}, {}, "method.params_reduction: expected how much"),
         ("papm", {"alpha": 1.5, "size_mb": 1.0}, {}, "method.alpha"),
         ("papm", {"params_reduction": 1.0}, {}, "method.params_reduction"),
@@ -173,7 +197,7 @@ def test_options_that_do_not_go_together(
 ) -> None:
     whole = {
         "model": {"name": "resnet20_cifar"},
-        "data": {"name": "digits"},
+        "data": {"name": "digits", "validation": 0},
         "baseline": {"epochs": 1},
         "method": {"name": name, **given},
         "prune": prune,
