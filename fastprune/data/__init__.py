@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastprune.data._batches import ClassDraw
 from fastprune.data._choice import KINDS, Choice, choice, open_pipeline
 from fastprune.data._dataset import (
     Dataset,
@@ -29,6 +30,7 @@ from fastprune.data._splits import TrainingImages, load, load_test, load_trainin
 __all__ = [
     "KINDS",
     "Choice",
+    "ClassDraw",
     "DataInfo",
     "DataOptions",
     "Dataset",

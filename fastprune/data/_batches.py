@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from fastprune.data._draws import epoch_order, stratified_order
+from fastprune.data._draws import epoch_order, stratified_order, weighted_order
 
 if TYPE_CHECKING:
     from fastprune.data._pipeline import Feed
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "ClassDraw"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassDraw:
+    """Drawing the images of an epoch with repetition, those of some classes more often.
+
+    Attributes:
+        classes: their labels.
+        ratio: how many times as often an image of theirs is drawn as one of another class.
+    """
+
+    classes: tuple[int, ...]
+    ratio: float
 
 
 class Batches:
@@ -37,7 +51,7 @@ class Batches:
         self.highest_label = int(labels.max()) if len(labels) else -1
 
     def chunks(
-        self, epoch: int, start: int, *, spread: bool = False
+        self, epoch: int, start: int, *, spread: bool = False, draw: ClassDraw | None = None
     ) -> Iterator[npt.NDArray[np.int64]]:
         """Image indices of each batch of an epoch from batch ``start`` on.
 
@@ -45,19 +59,27 @@ class Batches:
             epoch: number of the epoch.
             start: number of the batch.
             spread: as in `InputPipeline.epoch`.
+            draw: likewise.
 
         Raises:
-            ValueError: ``start`` is below 0.
+            ValueError: ``start`` is below 0, or images for evaluation are to be drawn.
         """
         # Here and not at the first batch: worker processes would be started for nothing.
         if start < 0:
             raise ValueError(f"start: expected 0 to {self.batches}, got {start}")
-        return self._chunks(epoch, start, spread)
+        if draw is not None and not self._feed.shuffle:
+            raise ValueError("draw: expected None for images that are not shuffled")
+        return self._chunks(epoch, start, spread, draw)
 
-    def _chunks(self, epoch: int, start: int, spread: bool) -> Iterator[npt.NDArray[np.int64]]:
+    def _chunks(
+        self, epoch: int, start: int, spread: bool, draw: ClassDraw | None
+    ) -> Iterator[npt.NDArray[np.int64]]:
         feed = self._feed
         order = feed.indices
-        if feed.shuffle:
+        if draw is not None:
+            wanted = np.isin(feed.source.labels[order], draw.classes)
+            order = weighted_order(order, np.where(wanted, draw.ratio, 1.0), feed.seed, epoch)
+        elif feed.shuffle:
             order = epoch_order(order, feed.seed, epoch)
         elif spread:
             order = order[stratified_order(feed.source.labels[order], feed.seed)]

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from fastprune.data._bad import BadImages
-from fastprune.data._batches import Batches
+from fastprune.data._batches import Batches, ClassDraw
 from fastprune.data._dali_graph import DecodingFailed, Fed, Wanted, decoded
 from fastprune.data._dataset import Files, ResizedCrop
 from fastprune.data._decode import Bad, decode
@@ -80,9 +80,10 @@ class _DaliPipeline(Batches):
         *,
         placement: Placement = _AS_IT_IS,
         spread: bool = False,
+        draw: ClassDraw | None = None,
     ) -> Iterator[Batch]:
         self.close()
-        running = self._epoch(epoch, start, placement, spread)
+        running = self._epoch(epoch, start, placement, spread, draw)
         # Weak, so that an epoch which is abandoned ends when its iterator is dropped.
         self._running = weakref.ref(running)
         return running
@@ -94,11 +95,16 @@ class _DaliPipeline(Batches):
         self._running = None
 
     def _epoch(
-        self, epoch: int, start: int, placement: Placement, spread: bool
+        self,
+        epoch: int,
+        start: int,
+        placement: Placement,
+        spread: bool,
+        draw: ClassDraw | None,
     ) -> Generator[Batch]:
         while start < self.batches:
             made = decoded(
-                self._wanted(epoch, start, spread),
+                self._wanted(epoch, start, spread, draw),
                 size=self._transform.size,
                 most=min(self.batch_size, self.images),
                 device=placement.device,
@@ -115,9 +121,11 @@ class _DaliPipeline(Batches):
                 # A new graph goes on from this batch, without the files that cannot be read.
                 self._find_undecodable(error)
 
-    def _wanted(self, epoch: int, start: int, spread: bool) -> Iterator[list[Wanted]]:
+    def _wanted(
+        self, epoch: int, start: int, spread: bool, draw: ClassDraw | None
+    ) -> Iterator[list[Wanted]]:
         paths, labels, stamps = self._source.paths, self._source.labels, self._source.stamps
-        for chunk in self.chunks(epoch, start, spread=spread):
+        for chunk in self.chunks(epoch, start, spread=spread, draw=draw):
             yield [
                 Wanted(
                     paths[i],

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fastprune.data._batches import Batches
+from fastprune.data._batches import Batches, ClassDraw
 from fastprune.data._dataset import Images, PadCrop
 from fastprune.data._draws import crop_boxes, epoch_draws
 from fastprune.data._pipeline import Batch, Feed, InputPipeline, Kind, Placement
@@ -60,12 +60,13 @@ class _DevicePipeline(Batches):
         *,
         placement: Placement = _AS_IT_IS,
         spread: bool = False,
+        draw: ClassDraw | None = None,
     ) -> Iterator[Batch]:
         device, feed = placement.device, self._feed
         if device not in self._residents:
             self._residents[device] = self._resident(device)
         held = self._residents[device]
-        chunks = list(self.chunks(epoch, start, spread=spread))
+        chunks = list(self.chunks(epoch, start, spread=spread, draw=draw))
         if not chunks:
             return
         # Images of the set: the labels, which are as many, are looked up by the same numbers.

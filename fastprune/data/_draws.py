@@ -6,10 +6,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["crop_boxes", "epoch_draws", "epoch_order", "image_generator", "stratified_order"]
+__all__ = [
+    "crop_boxes",
+    "epoch_draws",
+    "epoch_order",
+    "image_generator",
+    "stratified_order",
+    "weighted_order",
+]
 
 # What a stream of random numbers is for: two uses of one seed must not see the same numbers.
-_ORDER, _AUGMENT, _SPLIT = 1, 2, 3
+_ORDER, _AUGMENT, _SPLIT, _WEIGHTED = 1, 2, 3, 4
 
 
 def epoch_order(indices: npt.NDArray[np.int64], seed: int, epoch: int) -> npt.NDArray[np.int64]:
@@ -18,6 +25,26 @@ def epoch_order(indices: npt.NDArray[np.int64], seed: int, epoch: int) -> npt.ND
     generator = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
     order = torch.randperm(len(indices), generator=generator).numpy()
     return np.asarray(indices[order], np.int64)
+
+
+def weighted_order(
+    indices: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], seed: int, epoch: int
+) -> npt.NDArray[np.int64]:
+    """As many of ``indices`` as there are, drawn for an epoch with repetition.
+
+    Args:
+        indices: ``[N]``.
+        weights: ``[N]`` how often each is drawn, relative to the others; not all 0.
+        seed: of the draw.
+        epoch: likewise.
+    """
+    generator = np.random.Generator(
+        np.random.Philox(np.random.SeedSequence((seed, epoch, _WEIGHTED)))
+    )
+    ends = np.cumsum(weights)
+    places = np.searchsorted(ends, generator.random(len(indices)) * ends[-1], side="right")
+    # A number next to 1 may round up to the end itself.
+    return np.asarray(indices[places.clip(max=int(np.flatnonzero(weights)[-1]))], np.int64)
 
 
 def epoch_draws(seed: int, epoch: int, images: int, columns: int) -> npt.NDArray[np.float64]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastprune.data._batches import ClassDraw
 from fastprune.data._dataset import Source, Transform
 from fastprune.data._listing import Listing
 
@@ -98,6 +99,7 @@ class InputPipeline(Protocol):
         *,
         placement: Placement = Placement(),
         spread: bool = False,
+        draw: ClassDraw | None = None,
     ) -> Iterator[Batch]:
         """The batches of an epoch from batch ``start`` on.
 
@@ -107,6 +109,9 @@ class InputPipeline(Protocol):
             epoch: number of the epoch.
             start: number of its first batch.
             placement: where and how the images are wanted.
+            draw: images of training are drawn with repetition, as many as there are, some classes
+                more often. Which follows from the seed and the epoch; an image that comes twice
+                looks the same both times.
             spread: images that are not shuffled come in another order, always the same, in which
                 every first part has the classes in the proportion of the whole, within one.
 
@@ -116,7 +121,7 @@ class InputPipeline(Protocol):
         Raises:
             DataError: more images cannot be read than may be, or files changed since the pipeline
             was opened; the message names them.
-            ValueError: ``start`` is below 0.
+            ValueError: ``start`` is below 0, or images that are not shuffled are to be drawn.
         """
 
     def close(self) -> None:

@@ -58,6 +58,11 @@ class MethodOptions(Options):
         return False
 
     @property
+    def focus(self) -> tuple[int, ...]:
+        """Labels of the classes the pruned network is for; none where it is for all."""
+        return ()
+
+    @property
     def keeps_zeros(self) -> bool:
         """Whether weights of the pruned network are zero and have to stay so: no fine-tuning."""
         return False
@@ -80,6 +85,10 @@ class MethodOptions(Options):
     def problems(self, prune: PruneOptions) -> list[str]:
         """What does not go together with the common options, ``field: what would be right``."""
         return []
+
+    def in_force(self, prune: PruneOptions) -> PruneOptions:
+        """The common options with what the method's own say of them, such as another budget."""
+        return prune
 
     def check(
         self,

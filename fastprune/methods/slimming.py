@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastprune import criteria
 from fastprune.artifact import load_state, restore, save_state
 from fastprune.errors import FastpruneError, PlanError
-from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, solve
+from fastprune.graph import ChannelGraph, PruningPlan
 from fastprune.methods import (
     MethodContext,
     MethodOptions,
@@ -26,9 +26,9 @@ from fastprune.methods import (
     PruneOptions,
     registry,
 )
+from fastprune.methods._solving import plan_of
 from fastprune.nn import SparsityPenalty
 from fastprune.options import expecting
-from fastprune.pruning import measure_latency
 from fastprune.training import TrainingOptions, fit
 
 __all__ = ["OnEmpty", "SlimmingOptions", "plan_by_ratio", "slimming"]
@@ -114,7 +114,8 @@ def slimming(context: MethodContext, options: SlimmingOptions) -> MethodResult:
     if options.ratio is not None:
         plan = plan_by_ratio(model, context.graph, options.ratio, on_empty=options.on_empty)
     else:
-        plan = _plan_by_budget(context, model)
+        scores = criteria.batch_norm_scale(model, context.graph)
+        plan = plan_of(context, model, scores, context.prune)
     scales = _all_scales(model)
     notes: dict[str, Any] = {
         "batch_norm_channels": len(scales),
@@ -234,25 +235,6 @@ def _sparse(context: MethodContext, options: SlimmingOptions) -> nn.Module:
         save_state(result, model)
     model = context.fresh(context.seed)
     return restore(model, load_state(result)).to(context.device)
-
-
-def _plan_by_budget(context: MethodContext, model: nn.Module) -> PruningPlan:
-    graph, prune = context.graph, context.prune
-
-    def measure(plan: PruningPlan) -> float:
-        small = apply_plan(model, graph, plan, allow_unchanged=True)
-        return measure_latency(small, [context.example])
-
-    return solve(
-        graph,
-        criteria.batch_norm_scale(model, graph),
-        prune.budget,
-        round_to=prune.round_to,
-        min_channels=prune.min_channels,
-        ranking=prune.ranking,
-        ratios=prune.ratios,
-        measure=measure,
-    )
 
 
 def _norms(model: nn.Module) -> dict[str, _BatchNorm]:

@@ -20,6 +20,7 @@ INHERITED = "inherited.safetensors"
 START = "finetune_start.safetensors"
 PRUNED = "pruned"
 REPORT = "report.json"
+CLASSES = "classes.csv"
 TRIALS = "trials.jsonl"
 STATES = "states.jsonl"
 REWIND = "rewind.safetensors"
@@ -49,6 +50,7 @@ FILES = (
     f"{PRUNED}.safetensors",
     f"{PRUNED}.json",
     REPORT,
+    CLASSES,
     TRIALS,
     STATES,
     REWIND,
@@ -137,6 +139,11 @@ class RunPaths:
     def report(self) -> Path:
         """The report, as JSON."""
         return self.path / REPORT
+
+    @property
+    def classes(self) -> Path:
+        """Accuracy of every class, where the pruned network is for some of them."""
+        return self.path / CLASSES
 
     @property
     def trials(self) -> Path:

@@ -29,6 +29,7 @@ from fastprune.methods import registry as methods
 from fastprune.methods._states import read_states
 from fastprune.models import resolve
 from fastprune.run.checks import budget_lines, check_oracle, check_reachable, check_recipes
+from fastprune.run.classes import write_classes
 from fastprune.run.directory import (
     STAGES,
     RunDirectory,
@@ -46,7 +47,7 @@ from fastprune.run.networks import (
 )
 from fastprune.run.plots import plot_channels, plot_search
 from fastprune.run.report import build_report, channel_facts
-from fastprune.training import Progress, TrainingOptions, choose_progress, evaluate, fit
+from fastprune.training import Metrics, Progress, TrainingOptions, choose_progress, evaluate, fit
 from fastprune.training.progress import SilentProgress
 
 __all__ = ["run"]
@@ -212,15 +213,20 @@ class _Run:
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Accuracy on the test images, in percent."""
-        metrics = evaluate(
+        metrics = self.measured(model)
+        return {"top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss}
+
+    def measured(self, model: nn.Module, by_class: int = 0) -> Metrics:
+        """On the test images."""
+        return evaluate(
             model,
             self.splits.test,
             device=self.device,
             channels_last=True,
+            by_class=by_class,
             progress=self.progress,
             name="test",
         )
-        return {"top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss}
 
     # Baseline
 
@@ -264,7 +270,8 @@ class _Run:
         check_recipes(config, self.device, self.splits.train)
         check_outputs(graph, self.info.num_classes, config.model.name)
         own = config.method.check(graph, config.prune, resolve(config.model.name))
-        self.say(f"reachable: {own or check_reachable(config.prune, graph)}")
+        prune = config.method.in_force(config.prune)
+        self.say(f"reachable: {own or check_reachable(prune, graph)}")
 
     def train(
         self,
@@ -384,10 +391,11 @@ class _Run:
             raise PlanError(
                 f"plan: predicts {cost.params} parameters, the pruned network has {counted}"
             )
+        budget = self.config.method.in_force(self.config.prune).budget
         results = {
             "cost": cost.to_dict(),
             "widths": plan.widths(),
-            "budget": budget_lines(self.config.prune.budget, graph, plan),
+            "budget": budget_lines(budget, graph, plan),
             "oracle": oracle,
             "metrics": self.measure(small),
         }
@@ -464,8 +472,19 @@ class _Run:
         directory = self.directory
         full = {group.name: group.channels for group in self.trace(model).groups}
         plot_channels(directory.channels_plot, full, plan.widths())
+        self.write_classes(model, small)
         write_json(directory.report, content)
         return {}, (directory.report,)
+
+    def write_classes(self, unpruned: nn.Module, pruned: nn.Module) -> None:
+        """Each class's test accuracy, where the pruned network is for some of them."""
+        focus, info = self.config.method.focus, self.info
+        if not focus:
+            self.directory.classes.unlink(missing_ok=True)
+            return
+        networks = {"unpruned": unpruned, "pruned": pruned}
+        found = {name: self.measured(net, info.num_classes) for name, net in networks.items()}
+        write_classes(self.directory.classes, found, info.classes, focus)
 
 
 def _open_data(

@@ -6,7 +6,12 @@ from fastprune.training._possible import impossible
 from fastprune.training.evaluate import evaluate
 from fastprune.training.mean_logits import MeanLogits, mean_logits
 from fastprune.training.metrics import Metrics
-from fastprune.training.options import DistillOptions, EarlyStopOptions, TrainingOptions
+from fastprune.training.options import (
+    DistillOptions,
+    EarlyStopOptions,
+    FocusOptions,
+    TrainingOptions,
+)
 from fastprune.training.progress import Progress, choose_progress
 from fastprune.training.recalibrate import recalibrate_batch_norm
 from fastprune.training.result import EpochRecord, FitResult
@@ -17,6 +22,7 @@ __all__ = [
     "EarlyStopOptions",
     "EpochRecord",
     "FitResult",
+    "FocusOptions",
     "MeanLogits",
     "Metrics",
     "Progress",

@@ -37,6 +37,10 @@ def impossible(
         found.append(f"capture: {why}; use auto or false")
     if options.compile and (why := compile_refusal()) is not None:
         found.append(f"compile: {why}; use false")
+    if options.focus is not None and train is not None:
+        last = train.highest_label
+        if (asked := max(options.focus.classes)) > last:
+            found.append(f"focus.classes: got {asked}; expected labels of 0 to {last}")
     if options.distill is not None and not taught:
         found.append("distill: needs the unpruned network to learn from")
     looks = {"early_stop": options.early_stop is not None, "keep": options.keep == "best"}

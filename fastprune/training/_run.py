@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastprune.data import InputPipeline, Splits
-from fastprune.errors import DataError
+from fastprune.data import ClassDraw, InputPipeline, Splits
+from fastprune.errors import DataError, TrainingError
 from fastprune.files import digest_of
 from fastprune.training._alone import images_between, left_alone
 from fastprune.training._device import name_of
@@ -80,7 +80,10 @@ class Run:
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """What is left of the epoch."""
         placement = self._step.placement
-        return self._pace.of(self._splits.train.epoch(self.epoch, self.batch, placement=placement))
+        given: dict[str, Any] = {"placement": placement}
+        if (focus := self._options.focus) is not None:
+            given["draw"] = ClassDraw(focus.classes, focus.sample_ratio)
+        return self._pace.of(self._splits.train.epoch(self.epoch, self.batch, **given))
 
     def learning_rate(self) -> float:
         """The learning rate of the step under way."""
@@ -152,6 +155,7 @@ class Run:
             precision=name_of(self._step.dtype),
             step=self._step.kind,
             step_reason=self._step.reason,
+            validation_focus=self._accuracy_in_focus(validation),
         )
         self.history.append(record)
         self._store.append_metrics(asdict(record))
@@ -255,8 +259,26 @@ class Run:
             compile=self._options.compile,
             # Validation images may be too few for a graph where training images are not.
             capture="auto" if self._options.capture else False,
+            by_class=self._splits.info.num_classes if self._options.focus else 0,
             name=f"{self._name}, validation",
         )
+
+    def _accuracy_in_focus(self, validation: Metrics | None) -> float | None:
+        """Of the classes in focus, on the validation images.
+
+        Raises:
+            TrainingError: there are none of these classes among them.
+        """
+        focus = self._options.focus
+        if focus is None or validation is None:
+            return None
+        found = validation.mean_of(focus.classes)
+        if found is None:
+            raise TrainingError(
+                f"{self._name}: focus.classes: none of the validation images is of "
+                f"{list(focus.classes)}; expected more of them, or other classes"
+            )
+        return found
 
     def _state(self) -> State:
         cuda = self._device.type == "cuda"

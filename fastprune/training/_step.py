@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from fastprune.data import InputPipeline, Placement
 from fastprune.errors import TrainingError
@@ -21,7 +20,7 @@ from fastprune.training._compile import Compiled
 from fastprune.training._device import autocast, precision_of
 from fastprune.training._hooks import AfterBackward, AfterStep, owner_of
 from fastprune.training._possible import uncapturable
-from fastprune.training.distill import distillation_loss
+from fastprune.training.distill import distillation_loss, label_loss
 from fastprune.training.evaluate import check_classes
 from fastprune.training.options import TrainingOptions
 
@@ -82,6 +81,10 @@ class TrainingStep:
             self._teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
             if options.channels_last:
                 self._teacher.to(memory_format=torch.channels_last)
+        # On the device before the first step: a graph reads it where it is.
+        self._focus = None
+        if options.focus is not None:
+            self._focus = torch.tensor(options.focus.classes, device=device)
         self._after_backward, self._after_step = hooks
         self._compiled: Compiled | None = None
         if options.compile:
@@ -202,8 +205,9 @@ class TrainingStep:
 
     def _loss(self, x: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         smoothing, distill = self._options.label_smoothing, self._options.distill
+        weights = self._weights_of(y)
         if self._teacher is None or distill is None:
-            return functional.cross_entropy(logits.float(), y, label_smoothing=smoothing)
+            return label_loss(logits, y, label_smoothing=smoothing, weights=weights)
         with torch.no_grad():
             taught = self._teacher(x)
         return distillation_loss(
@@ -213,7 +217,15 @@ class TrainingStep:
             temperature=distill.temperature,
             alpha=distill.alpha,
             label_smoothing=smoothing,
+            weights=weights,
         )
+
+    def _weights_of(self, y: torch.Tensor) -> torch.Tensor | None:
+        """Of the images in the loss ``[N]``; None where they are equal."""
+        if self._focus is None or self._options.focus is None:
+            return None
+        wanted = (y[:, None] == self._focus).any(1)
+        return 1 + (self._options.focus.weight - 1) * wanted.float()
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimizer and scaler."""

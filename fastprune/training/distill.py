@@ -5,7 +5,30 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-__all__ = ["distillation_loss"]
+__all__ = ["distillation_loss", "label_loss"]
+
+
+def label_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Cross entropy, in fp32: the mean over the batch.
+
+    Args:
+        logits: ``[N, classes]``.
+        labels: ``[N]``.
+        label_smoothing: share of every label that is spread over all classes.
+        weights: ``[N]`` of the images in the mean, as class weights are in torch's.
+    """
+    if weights is None:
+        return functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+    losses = functional.cross_entropy(
+        logits.float(), labels, label_smoothing=label_smoothing, reduction="none"
+    )
+    return (losses * weights).sum() / weights.sum()
 
 
 def distillation_loss(
@@ -16,6 +39,7 @@ def distillation_loss(
     temperature: float,
     alpha: float,
     label_smoothing: float = 0.0,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """(1 - α) · CE(logits, labels) + α · T² · KL(teacher ‖ network), mean over the batch, fp32.
 
@@ -28,9 +52,10 @@ def distillation_loss(
         temperature: T.
         alpha: α, the teacher's share.
         label_smoothing: of the cross entropy.
+        weights: likewise, as in `label_loss`.
     """
     own = functional.log_softmax(logits.float() / temperature, dim=1)
     taught = functional.log_softmax(teacher_logits.float() / temperature, dim=1)
     divergence = functional.kl_div(own, taught, reduction="batchmean", log_target=True)
-    hard = functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+    hard = label_loss(logits, labels, label_smoothing=label_smoothing, weights=weights)
     return (1 - alpha) * hard + alpha * temperature**2 * divergence

@@ -30,6 +30,7 @@ def evaluate(
     channels_last: bool = False,
     compile: bool = False,
     capture: Capture = "auto",
+    by_class: int = 0,
     progress: Progress | None = None,
     name: str = "evaluate",
 ) -> Metrics:
@@ -37,6 +38,9 @@ def evaluate(
 
     The network, which is on ``device``, is put into evaluation mode for it; its modes and weights
     are afterwards as they were.
+
+    Args:
+        by_class: of how many classes each one's accuracy is wanted too; 0, of none.
 
     Raises:
         TrainingError: the pipeline has no images, or its labels exceed the network's classes.
@@ -67,7 +71,7 @@ def evaluate(
             asked=capture is True,
             field=f"{name}.capture",
         )
-    totals, pace = Totals(device), Pace()
+    totals, pace = Totals(device, by_class), Pace()
     title = told.start(name, pipeline.batches, "batches")
     with title as task, kept_modes(model), torch.no_grad():
         model.eval()

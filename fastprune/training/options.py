@@ -8,7 +8,14 @@ from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, mode
 
 from fastprune.options import Options, expecting
 
-__all__ = ["Capture", "DistillOptions", "EarlyStopOptions", "Precision", "TrainingOptions"]
+__all__ = [
+    "Capture",
+    "DistillOptions",
+    "EarlyStopOptions",
+    "FocusOptions",
+    "Precision",
+    "TrainingOptions",
+]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -45,6 +52,33 @@ class EarlyStopOptions(_Options):
     min_delta: float = Field(
         default=0.0, ge=0, description="A gain has to be larger than this (percent for top1)."
     )
+
+
+class FocusOptions(_Options):
+    """Training for some of the classes; the others stay in the task.
+
+    What ``early_stop`` (top1) and ``keep: best`` look at is then the mean of these classes'
+    accuracies.
+    """
+
+    classes: tuple[Annotated[StrictInt, Field(ge=0)], ...] = Field(
+        min_length=1, description="Their labels."
+    )
+    sample_ratio: float = Field(
+        default=9.0,
+        gt=0,
+        description="How many times as often an image of theirs is drawn, with repetition, as one "
+        "of another class.",
+    )
+    weight: float = Field(
+        default=5.0, gt=0, description="Weight of their images in the loss; the others' is 1."
+    )
+
+    @model_validator(mode="after")
+    def _different(self) -> FocusOptions:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes: expected different labels, got {list(self.classes)}")
+        return self
 
 
 class TrainingOptions(_Options):
@@ -102,6 +136,9 @@ class TrainingOptions(_Options):
     )
     early_stop: EarlyStopOptions | None = Field(
         default=None, description="End when validation gets no better."
+    )
+    focus: FocusOptions | None = Field(
+        default=None, description="Draw and weigh the images of some classes more."
     )
     recalibrate_batches: int = Field(
         default=0,

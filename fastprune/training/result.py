@@ -29,6 +29,7 @@ class EpochRecord:
         precision: the number format of the arithmetic.
         step: how batches were run: eager, compiled or captured.
         step_reason: why so, or why in no faster way.
+        validation_focus: percent, mean of the accuracies of the classes in focus; None without.
     """
 
     epoch: int
@@ -44,6 +45,12 @@ class EpochRecord:
     precision: str
     step: str
     step_reason: str
+    validation_focus: float | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """What decides which epoch is best: of the classes in focus, where there are any."""
+        return self.validation_top1 if self.validation_focus is None else self.validation_focus
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +73,8 @@ class FitResult:
 
 
 def best_epoch(history: Sequence[EpochRecord]) -> int:
-    """The epoch, from 1 on, of the best validation top1; the first of equals."""
-    return max(history, key=lambda record: (record.validation_top1 or 0.0, -record.epoch)).epoch
+    """The epoch, from 1 on, of the best validation accuracy; the first of equals."""
+    return max(history, key=lambda record: (record.accuracy or 0.0, -record.epoch)).epoch
 
 
 def stalled(history: Sequence[EpochRecord], options: EarlyStopOptions | None) -> bool:
@@ -77,7 +84,7 @@ def stalled(history: Sequence[EpochRecord], options: EarlyStopOptions | None) ->
     best, since = float("-inf"), 0
     for record in history:
         if options.metric == "top1":
-            value = record.validation_top1
+            value = record.accuracy
         else:
             value = None if record.validation_loss is None else -record.validation_loss
         if value is not None and value > best + options.min_delta:

@@ -46,7 +46,7 @@ class Residual(nn.Module):
         self.head = nn.Linear(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.stem(x))
+        x = torch.relu(self.norm(self.stem(x)))
         x = x + self.gamma.view(1, -1, 1, 1) * self.grouped(self.depthwise(x))
         return self.head(x.mean((2, 3)))
 

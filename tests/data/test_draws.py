@@ -7,6 +7,7 @@ from fastprune.data._draws import (
     epoch_order,
     image_generator,
     stratified_order,
+    weighted_order,
 )
 
 
@@ -41,3 +42,24 @@ def test_every_first_part_of_a_stratified_order_is_in_proportion() -> None:
         counts = np.bincount(labels[order[:first]], minlength=4)
         assert np.abs(counts - first * np.bincount(labels) / 200).max() <= 1
     assert not np.array_equal(order, stratified_order(labels, 2))
+
+
+def test_a_weighted_order_draws_with_repetition_in_proportion_and_follows_seed_and_epoch() -> None:
+    indices = np.arange(100, 10100)
+    weights = np.where(indices < 2100, 9.0, 1.0)
+    drawn = weighted_order(indices, weights, 3, 5)
+    assert drawn.shape == indices.shape
+    assert drawn.dtype == np.int64
+    # 2,000 of weight 9 and 8,000 of 1: 18 in 26, give or take three deviations.
+    assert abs((drawn < 2100).mean() - 18 / 26) < 3 * np.sqrt(18 / 26 * 8 / 26 / 10000)
+    # Evenly within each: 6923 draws of 2,000 leave exp(-3.46) of them out.
+    assert abs(len(np.unique(drawn[drawn < 2100])) - 2000 * (1 - np.exp(-3.4615))) < 40
+    np.testing.assert_array_equal(drawn, weighted_order(indices, weights, 3, 5))
+    for other in (weighted_order(indices, weights, 4, 5), weighted_order(indices, weights, 3, 6)):
+        assert not np.array_equal(drawn, other)
+
+
+def test_what_has_no_weight_is_never_drawn() -> None:
+    weights = np.array([0.0, 1.0, 0.0, 2.0, 0.0])
+    drawn = [weighted_order(np.arange(5), weights, 0, epoch) for epoch in range(50)]
+    assert set(np.concatenate(drawn).tolist()) == {1, 3}

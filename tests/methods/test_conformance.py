@@ -42,6 +42,10 @@ CASES: dict[str, list[tuple[dict[str, Any], PruneOptions | None]]] = {
         ({**TICKET, "variant": "rst", "start": "pt", "ranking": "layer"}, None),
         ({**TICKET, "variant": "rsst", "rewind_epoch": 0, "prune_each_state": False}, None),
     ],
+    "apoz": [
+        ({"threshold": 0.6, "classes": [3, 5]}, None),
+        ({"batches": 2}, HALF),
+    ],
     "metapruning": [
         ({**EVOLUTION}, HALF),
         ({**EVOLUTION, "weights": "generated", "racing": True, "moves": "stage"}, None),
@@ -53,6 +57,10 @@ CASES: dict[str, list[tuple[dict[str, Any], PruneOptions | None]]] = {
         ({"criterion": "taylor", "batches": 2}, HALF),
         ({"criterion": "random", "iterations": 2, "finetune_between": 1}, HALF),
         ({"criterion": ["l1", "random"], "evaluator": "shared"}, HALF),
+    ],
+    "papm": [
+        ({"params_reduction": 0.5, "classes": [3, 5]}, None),
+        ({"alpha": 0.2, "size_mb": 0.5, "batches": 2}, HALF),
     ],
     "slimming": [
         ({"train": TRAIN, "ratio": 0.4}, None),

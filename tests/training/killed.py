@@ -22,7 +22,7 @@ from torch import nn
 
 from fastprune.data import DataOptions, load
 from fastprune.nn import GrowingPenalty
-from fastprune.training import TrainingOptions, fit
+from fastprune.training import FocusOptions, TrainingOptions, fit
 
 MOMENTS = [
     # (function of os, before or after it, every so many calls)
@@ -48,7 +48,12 @@ def train(folder: Path | None) -> str:
         nn.Linear(512, 10),
     )
     options = TrainingOptions(
-        epochs=3, lr=0.05, checkpoint_every=0, keep="best", recalibrate_batches=2
+        epochs=3,
+        lr=0.05,
+        checkpoint_every=0,
+        keep="best",
+        recalibrate_batches=2,
+        focus=FocusOptions(classes=(3, 5)),
     )
     penalty = GrowingPenalty(
         dict(model.named_parameters()),

@@ -1,0 +1,116 @@
+"""What methods that look at activations have in common: their images, and which channels had any
+zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from pydantic import Field, StrictInt, field_validator
+from torch import Tensor
+
+from fastprune.criteria import ZeroCounts, zero_counts
+from fastprune.data import Placement
+from fastprune.errors import FastpruneError
+from fastprune.methods import MethodContext, MethodOptions
+from fastprune.training import EarlyStopOptions, FocusOptions, TrainingOptions
+
+__all__ = ["ActivationOptions", "counted", "facts", "recipe_of"]
+
+
+class ActivationOptions(MethodOptions):
+    """Options of methods that look at activations.
+
+    Attributes:
+        classes: labels of the classes the network is for: their training images alone are looked
+            at, and fine-tuning is for them. None: all.
+        batches: training batches to take these from; None: all of an epoch.
+    """
+
+    classes: tuple[StrictInt, ...] | None = None
+    batches: int | None = Field(default=None, ge=1)
+
+    @field_validator("classes")
+    @classmethod
+    def _different(cls, given: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if given is not None and (not given or min(given) < 0 or len(set(given)) < len(given)):
+            raise ValueError(f"expected different labels of at least 0, got {list(given)}")
+        return None if given is None else tuple(sorted(given))
+
+    @property
+    def focus(self) -> tuple[int, ...]:
+        return self.classes or ()
+
+    @property
+    def needs_validation(self) -> bool:
+        return self.classes is not None
+
+
+def counted(context: MethodContext, options: ActivationOptions) -> ZeroCounts:
+    """Zeros over the images that the options name.
+
+    Raises:
+        FastpruneError: a class that the data does not have, or of which no image is there.
+    """
+    known = context.splits.info.num_classes
+    unknown = [label for label in options.classes or () if label >= known]
+    if unknown:
+        raise FastpruneError(
+            f"method.classes: expected labels of 0 to {known - 1}, got {unknown[0]}"
+        )
+    return zero_counts(context.model, context.graph, _images(context, options))
+
+
+def recipe_of(context: MethodContext, options: ActivationOptions) -> TrainingOptions | None:
+    """Fine-tuning for the method's classes; None where it has none, or there is no fine-tuning.
+
+    Of the run's own recipe stays what it says of focus and early stopping. The epoch is kept that
+    is best on held-out images of these classes.
+    """
+    given = context.finetune
+    if options.classes is None or given is None:
+        return None
+    return given.model_copy(
+        update={
+            "focus": given.focus or FocusOptions(classes=options.classes),
+            "keep": "best",
+            "early_stop": given.early_stop or EarlyStopOptions(),
+        }
+    )
+
+
+def _images(context: MethodContext, options: ActivationOptions) -> Iterator[tuple[Tensor, Tensor]]:
+    placement = Placement(torch.device(context.device))
+    given = islice(context.splits.train.epoch(0, placement=placement), options.batches)
+    if options.classes is None:
+        yield from given
+        return
+    wanted = torch.tensor(options.classes, device=context.device)
+    found = False
+    for x, y in given:
+        chosen = torch.isin(y, wanted)
+        if chosen.any():
+            found = True
+            yield x[chosen], y[chosen]
+    if not found:
+        raise FastpruneError(
+            f"method.classes: none of the training images looked at is of {list(options.classes)};"
+            " expected more method.batches, or other classes"
+        )
+
+
+def facts(
+    context: MethodContext, options: ActivationOptions, counts: ZeroCounts
+) -> dict[str, Any]:
+    """What a report says of the zeros."""
+    fractions = torch.cat(list(counts.apoz(context.graph).values()))
+    return {
+        "classes": None if options.classes is None else list(options.classes),
+        "images": counts.images,
+        "lowest_apoz": float(fractions.min()),
+        "mean_apoz": float(fractions.mean()),
+        "highest_apoz": float(fractions.max()),
+    }
