@@ -30,6 +30,10 @@ TRAINING_PLOT = "training.png"
 STATES_PLOT = "states.png"
 STATE_CHANNELS_PLOT = "state_channels.png"
 PENALTY_PLOT = "penalty.png"
+FUSION = "fusion.json"
+FUSION_HEAD = "head"
+FUSION_WORK = "work"
+INFERENCE = "inference.csv"
 
 FILES = (
     CONFIG,
