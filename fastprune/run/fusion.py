@@ -10,7 +10,7 @@ import torch
 
 from fastprune import artifact, data
 from fastprune.data import DataOptions, Normalization
-from fastprune.errors import ArtifactError, ConfigError
+from fastprune.errors import ArtifactError, ConfigError, GraphError
 from fastprune.files import digest_of
 from fastprune.graph import PruningPlan
 from fastprune.nn import FusionHead
@@ -34,7 +34,7 @@ __all__ = ["fuse", "fused_data"]
 _ARCHITECTURE = "fastprune.nn:FusionHead"
 
 _HARMLESS = {
-    *("root", "download", "workers", "cache", "cache_limit", "pipeline"),
+    *("root", "download", "workers", "cache", "cache_limit"),
     *("augment", "batch_size"),
 }
 """Options of images that features do not follow from: where they lie, and training batches."""
@@ -91,7 +91,7 @@ def fuse(
     )
     if (out / FUSION).is_file() and (done := load_fusion(out)).identity == identity:
         return done
-    loaded = [Expert(artifact.load(stem), shape).to(where) for stem, _ in described]
+    loaded = [_expert(stem, shape).to(where) for stem, _ in described]
     # The first epoch of training images that nothing alters is each of them once.
     plain = {"augment": False, "batch_size": images.eval_batch_size}
     splits = data.load(images.model_copy(update=plain), seed)
@@ -166,6 +166,14 @@ def fused_data(fusion: Fusion, options: DataOptions) -> DataOptions:
     return _data(options, fusion.normalization).model_copy(
         update={"eval_batch_size": fusion.batch_size}
     )
+
+
+def _expert(stem: Path, shape: tuple[int, ...]) -> Expert:
+    model = artifact.load(stem)
+    try:
+        return Expert(model, shape)
+    except GraphError as error:
+        raise GraphError(f"{stem}: {error}") from None
 
 
 def _data(options: DataOptions, expected: Normalization | None) -> DataOptions:
