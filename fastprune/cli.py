@@ -393,6 +393,30 @@ def plot(
         print(file)
 
 
+@app.command()
+def group(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run directory with a trained baseline.")
+    ],
+    similarity: Annotated[
+        str, typer.Option(help="Of two classes' mean logits: cosine or covariance.")
+    ] = "cosine",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the files; by default RUN.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Group the classes that a run's baseline finds alike, for 2 devices up to one a class."""
+    from fastprune.run.grouping import group_run, print_groups
+
+    found = group_run(path, similarity, out, quiet=quiet)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        print_groups(found)
+
+
 @app.command(name="list")
 def list_(
     kind: Annotated[

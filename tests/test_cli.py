@@ -535,3 +535,31 @@ def test_plot_prints_the_figures_it_drew(finished: Path, tmp_path: Path) -> None
     assert out.splitlines() == [f"{tmp_path}/out/training.png", f"{tmp_path}/out/channels.png"]
     assert all(Path(line).is_file() for line in out.splitlines())
     assert "not a run directory" in refusal("plot", tmp_path)
+
+
+def test_group_prints_the_groups_and_says_no_more_than_json(
+    finished: Path, tmp_path: Path
+) -> None:
+    code, out, err = call("group", finished, "--out", tmp_path / "out", "--quiet")
+
+    assert (code, err) == (0, "")
+    rows = [line.split(maxsplit=1) for line in out.splitlines()[3:-2]]
+    assert [row[0] for row in rows] == [str(devices) for devices in range(2, 11)]
+    assert rows[-1][1].strip() == " | ".join(map(str, range(10)))
+    assert out.splitlines()[-1].endswith(f", {tmp_path}/out/grouping.json")
+    found = answer("group", finished, "--out", tmp_path / "out", "--similarity", "covariance")
+    assert found["similarity"] == "covariance"
+    assert all(Path(file).is_file() for file in found["files"])
+    stored = json.loads((tmp_path / "out/grouping.json").read_text())
+    assert stored.items() <= found.items()
+
+
+def test_group_refuses_in_one_line(finished: Path, tmp_path: Path) -> None:
+    assert refusal("group", tmp_path) == (
+        f"fastprune: error: {tmp_path}: not a run directory: it holds no config.yaml\n"
+    )
+    err = refusal("group", finished, "--similarity", "euclid", "--out", tmp_path / "out")
+    assert err == (
+        "fastprune: error: --similarity: unknown kind 'euclid'; known: cosine, covariance\n"
+    )
+    assert not (tmp_path / "out").exists()

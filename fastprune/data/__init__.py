@@ -24,7 +24,7 @@ from fastprune.data._pipeline import (
     Splits,
 )
 from fastprune.data._speed import PartSpeeds, Speed, measure_pipelines
-from fastprune.data._splits import load, load_test
+from fastprune.data._splits import TrainingImages, load, load_test, load_training
 
 __all__ = [
     "KINDS",
@@ -46,10 +46,12 @@ __all__ = [
     "Source",
     "Speed",
     "Splits",
+    "TrainingImages",
     "Transform",
     "choice",
     "load",
     "load_test",
+    "load_training",
     "measure_pipelines",
     "open_pipeline",
     "registry",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,7 @@ from fastprune.data._pipeline import DataInfo, Feed, InputPipeline, Splits
 from fastprune.data._telling import SILENT, Teller
 from fastprune.errors import DataError, nearest
 
-__all__ = ["feeds", "load", "load_test"]
+__all__ = ["TrainingImages", "feeds", "load", "load_test", "load_training"]
 
 _TEST_SEED = 0
 """Seed of a shortened test set: the same images for every run, so that runs compare."""
@@ -45,6 +47,33 @@ def load(options: DataOptions, seed: int, teller: Teller = SILENT) -> Splits:
         info=info,
         listings=_listings(train=found["train"].source, test=found["test"].source),
     )
+
+
+class TrainingImages(NamedTuple):
+    """The training images as evaluation sees images.
+
+    Attributes:
+        pipeline: in order, not augmented, in batches of ``eval_batch_size``.
+        info: facts about the dataset.
+        listings: as `Splits` has them, of the folder ``train``.
+    """
+
+    pipeline: InputPipeline
+    info: DataInfo
+    listings: Mapping[str, Listing]
+
+
+def load_training(options: DataOptions, seed: int, teller: Teller = SILENT) -> TrainingImages:
+    """The training images of `load`, every one of them, as evaluation sees images.
+
+    Raises:
+        DataError: as `load`.
+    """
+    found, info = feeds(options, seed)
+    size = options.eval_batch_size
+    feed = replace(found["train"], augment=False, shuffle=False, batch_size=size)
+    pipeline = open_pipeline(feed, options.pipeline, teller)
+    return TrainingImages(pipeline, info, _listings(train=feed.source))
 
 
 def feeds(options: DataOptions, seed: int) -> tuple[dict[str, Feed], DataInfo]:

@@ -92,19 +92,19 @@ def fuse(
     if (out / FUSION).is_file() and (done := load_fusion(out)).identity == identity:
         return done
     loaded = [_expert(stem, shape).to(where) for stem, _ in described]
-    # The first epoch of training images that nothing alters is each of them once.
-    plain = {"augment": False, "batch_size": images.eval_batch_size}
-    splits = data.load(images.model_copy(update=plain), seed)
+    splits, training = data.load(images, seed), data.load_training(images, seed)
+    parts = {**splits.parts, "train": training.pipeline}
     try:
         seen = {
             part: cached_features(
                 loaded, pipeline, device=where, progress=told, name=f"features, {part}"
             )
-            for part, pipeline in splits.parts.items()
+            for part, pipeline in parts.items()
         }
         info = splits.info
     finally:
         splits.close()
+        training.pipeline.close()
     total = sum(expert.features for expert in loaded)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)

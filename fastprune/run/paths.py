@@ -34,6 +34,11 @@ FUSION = "fusion.json"
 FUSION_HEAD = "head"
 FUSION_WORK = "work"
 INFERENCE = "inference.csv"
+GROUPING = "grouping.json"
+GROUPS = "groups.csv"
+SIMILARITY = "similarity.npy"
+SIMILARITY_PLOT = "similarity.png"
+DENDROGRAM = "dendrogram.png"
 
 FILES = (
     CONFIG,
@@ -58,6 +63,11 @@ FILES = (
     STATES_PLOT,
     STATE_CHANNELS_PLOT,
     PENALTY_PLOT,
+    GROUPING,
+    GROUPS,
+    SIMILARITY,
+    SIMILARITY_PLOT,
+    DENDROGRAM,
     LOCK,
 )
 RECORDS = "stages"
@@ -171,6 +181,31 @@ class RunPaths:
     def penalty_plot(self) -> Path:
         """Strength of the growing penalty over states."""
         return self.path / PENALTY_PLOT
+
+    @property
+    def grouping(self) -> Path:
+        """Which classes belong together, for every number of devices."""
+        return self.path / GROUPING
+
+    @property
+    def groups(self) -> Path:
+        """The same as a table, a row for each device."""
+        return self.path / GROUPS
+
+    @property
+    def similarity(self) -> Path:
+        """How alike any two classes are, as numpy saves arrays."""
+        return self.path / SIMILARITY
+
+    @property
+    def similarity_plot(self) -> Path:
+        """The same as a heat map."""
+        return self.path / SIMILARITY_PLOT
+
+    @property
+    def dendrogram(self) -> Path:
+        """In which order classes were merged, and at which distances."""
+        return self.path / DENDROGRAM
 
     @property
     def of_methods(self) -> tuple[Path, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastprune.training._possible import impossible
 from fastprune.training.evaluate import evaluate
+from fastprune.training.mean_logits import MeanLogits, mean_logits
 from fastprune.training.metrics import Metrics
 from fastprune.training.options import DistillOptions, EarlyStopOptions, TrainingOptions
 from fastprune.training.progress import Progress, choose_progress
@@ -16,6 +17,7 @@ __all__ = [
     "EarlyStopOptions",
     "EpochRecord",
     "FitResult",
+    "MeanLogits",
     "Metrics",
     "Progress",
     "TrainingOptions",
@@ -23,5 +25,6 @@ __all__ = [
     "evaluate",
     "fit",
     "impossible",
+    "mean_logits",
     "recalibrate_batch_norm",
 ]

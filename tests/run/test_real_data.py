@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fastprune.config import load_config
+from fastprune.config import load_config, make_config
 from fastprune.run import commands, pipeline
+from fastprune.run.grouping import group_run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -93,3 +94,27 @@ def test_the_one_shot_configuration_runs(
     assert report["cost"]["unpruned"]["macs"] / report["cost"]["pruned"]["macs"] >= 2.1
     assert accuracy["baseline"]["top1"] > 90
     assert accuracy["finetuned"]["top1"] > accuracy["pruned"]["top1"]
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "covariance"])
+def test_the_published_resnet20_groups_vehicles_and_animals(
+    fastprune_data: Path, cifar10: Path, tmp_path: Path, similarity: str
+) -> None:
+    weights = str(fastprune_data / "weights/resnet20-12fca82f.th")
+    given = {
+        "model": {"name": "resnet20_cifar", "weights": weights},
+        "data": {"name": "cifar10", "root": str(cifar10), "train_limit": 2000, "test_limit": 100},
+        "method": {"name": "one_shot"},
+        "prune": {"budget": {"macs": 0.5}},
+        "device": "cpu",
+        "threads": 1,
+    }
+    pipeline.run(make_config(given), tmp_path, until="baseline", quiet=True)
+    found = group_run(tmp_path, similarity, quiet=True).grouping
+    for devices in found.devices:
+        print(devices, *found.groups(devices))
+
+    # What PAPM's authors found with a ResNet-18.
+    assert found.groups(2) == ((0, 1, 8, 9), (2, 3, 4, 5, 6, 7))
+    # Cat and dog are the last to be parted.
+    assert (3, 5) in found.groups(9)
