@@ -17,7 +17,7 @@ import torch
 from fastprune.errors import TrainingError
 from fastprune.training.evaluator import Outcome, Request, TrainedEvaluator
 
-__all__ = ["Crew"]
+__all__ = ["Crew", "without_interrupts"]
 
 _evaluator: TrainedEvaluator | None = None
 
@@ -49,7 +49,7 @@ class Crew:
         Raises:
             TrainingError: as `TrainedEvaluator.outcome`, or a process was killed.
         """
-        with _without_interrupts():
+        with without_interrupts():
             asked = {self._pool.submit(_work, request): request for request in requests}
         self._asked = tuple(asked)
         try:
@@ -71,7 +71,7 @@ class Crew:
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
+def without_interrupts() -> Iterator[None]:
     """Processes begun inside never see ctrl-C: a terminal sends it to all, and ours ends them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
