@@ -6,10 +6,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
-from fastprune.artifact import save_state
-from fastprune.files import write_json
+from fastprune.artifact import load_state, save_state
+from fastprune.errors import CheckpointError
+from fastprune.files import sha256_of, write_json
 from fastprune.training import EpochRecord
 
 __all__ = ["BestEpoch", "LotteryFiles"]
@@ -52,6 +53,45 @@ class LotteryFiles:
         """What a state is to train."""
         return self.directory / f"ticket-{state:02}.pt"
 
+    @property
+    def digests(self) -> Path:
+        """SHA-256 of the weights that were written, by path in ``directory``."""
+        return self.directory / "digests.json"
+
+    def save(self, path: Path, model: nn.Module) -> None:
+        """Writes weights, and their digest after them: a kill in between has both made again."""
+        save_state(path, model)
+        write_json(self.digests, self._known() | {self._name(path): sha256_of(path)})
+
+    def saved(self, path: Path) -> bool:
+        """Whether these weights were written, and their digest."""
+        return path.is_file() and self._name(path) in self._known()
+
+    def load(self, path: Path) -> dict[str, Tensor]:
+        """Weights that `save` wrote.
+
+        Raises:
+            CheckpointError: they are missing, or others.
+        """
+        if not path.is_file() or sha256_of(path) != self._known().get(self._name(path)):
+            raise CheckpointError(
+                f"{path}: missing, or not what was written; --fresh-search begins the method anew"
+            )
+        return load_state(path)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.directory).as_posix()
+
+    def _known(self) -> dict[str, str]:
+        if not self.digests.is_file():
+            return {}
+        try:
+            found: dict[str, str] = json.loads(self.digests.read_text(encoding="utf-8"))
+        except ValueError:
+            # Damaged: then no weights are known to be what they were.
+            return {}
+        return found
+
 
 class BestEpoch:
     """Keeps the weights of the epoch with the best validation accuracy, the first of equals.
@@ -66,11 +106,19 @@ class BestEpoch:
 
     @property
     def top1(self) -> float | None:
-        """Percent; None before any epoch, and without validation images."""
+        """Percent; None before any epoch, and without validation images.
+
+        Raises:
+            CheckpointError: the file of it is damaged.
+        """
         if not self._accuracy.is_file():
             return None
-        found: float = json.loads(self._accuracy.read_text())["validation_top1"]
-        return found
+        try:
+            return float(json.loads(self._accuracy.read_text(encoding="utf-8"))["validation_top1"])
+        except (ValueError, KeyError, TypeError):
+            raise CheckpointError(
+                f"{self._accuracy}: damaged; --fresh-search begins the method anew"
+            ) from None
 
     def see(self, record: EpochRecord, model: nn.Module) -> None:
         """Told of every epoch; of one that is trained again after a kill, it is told again."""

@@ -13,6 +13,8 @@ from pydantic import Field, field_validator
 from fastprune.errors import GraphError, PlanError, nearest
 from fastprune.graph import ChannelGraph
 from fastprune.methods import MethodOptions, PruneOptions
+from fastprune.methods._filter_scores import DATA_CRITERIA
+from fastprune.methods._filters import filters_of
 from fastprune.methods._weight_masks import prunable_weights, remaining_after
 from fastprune.models import Network
 from fastprune.nn.growing_penalty import Schedule
@@ -84,7 +86,7 @@ class LotteryOptions(MethodOptions):
     variant: Literal["imp", "refill", "rst", "rsst"] = "refill"
     start: Literal["lt", "rewind_lt", "pt"] = "rewind_lt"
     train: TrainingOptions = PUBLISHED
-    pruning_times: int = Field(default=16, ge=1)
+    pruning_times: int = Field(default=16, ge=1, le=1000)
     rate: float = Field(default=0.2, gt=0, lt=1)
     rates: Literal["constant", "progressive"] = "constant"
     layer_rates: dict[str, Annotated[float, Field(ge=0)]] = Field(default={})
@@ -154,6 +156,8 @@ class LotteryOptions(MethodOptions):
         idle: dict[str, str] = {}
         if not self.structured:
             idle |= dict.fromkeys(_OF_STRUCTURE, "ranks filters; expected variant refill or rsst")
+        elif self.criterion not in DATA_CRITERIA:
+            idle["batches"] = f"criterion {self.criterion} looks at no data"
         if self.variant != "refill":
             idle["fillback_rate"] = "keeps filters; expected variant refill"
         if not self.penalises:
@@ -196,15 +200,22 @@ class LotteryOptions(MethodOptions):
 
     def check(self, graph: ChannelGraph, prune: PruneOptions, network: Network | None) -> str:
         sizes = prunable_sizes(graph, first=self.first_conv)
-        unused = [
-            pattern
-            for pattern in self.layer_rates
-            if not any(fnmatchcase(name, pattern) for name in sizes)
-        ]
-        if unused:
+        deciding = {self._layer_pattern(name) for name in sizes}
+        for pattern in self.layer_rates:
+            if not any(fnmatchcase(name, pattern) for name in sizes):
+                raise PlanError(
+                    f"method.layer_rates: {pattern!r} matches no weight that is pruned"
+                    f"{nearest(pattern, sizes)}"
+                )
+            if pattern not in deciding:
+                raise PlanError(
+                    f"method.layer_rates: {pattern!r} decides nothing, for each weight that it "
+                    "matches is matched by a pattern before it; expected it first"
+                )
+        if self.structured and not drops_filters(graph, sizes):
             raise PlanError(
-                f"method.layer_rates: {unused[0]!r} matches no weight that is pruned"
-                f"{nearest(unused[0], sizes)}"
+                f"method.variant: {self.variant} drops filters, and of no convolution whose "
+                "weights are pruned can any go; expected imp or rst"
             )
         total = sum(sizes.values())
         rounds = range(1, self.pruning_times + 1)
@@ -247,9 +258,18 @@ class LotteryOptions(MethodOptions):
             return Fraction(1)
         return next((factor for last, factor in _FACTORS if number <= last), _LAST_FACTOR)
 
+    def _layer_pattern(self, name: str) -> str | None:
+        return next((each for each in self.layer_rates if fnmatchcase(name, each)), None)
+
     def _layer_factor(self, name: str) -> float:
-        matching = (f for pattern, f in self.layer_rates.items() if fnmatchcase(name, pattern))
-        return next(matching, 1.0)
+        pattern = self._layer_pattern(name)
+        return 1.0 if pattern is None else self.layer_rates[pattern]
+
+
+def drops_filters(graph: ChannelGraph, names: Iterable[str]) -> bool:
+    """Whether any filter of these weights can go."""
+    written = {number for each in filters_of(graph, names).values() for number in each.channels}
+    return any(group.kind != "selected" and group.start in written for group in graph.groups)
 
 
 def prunable_sizes(graph: ChannelGraph, *, first: bool) -> dict[str, int]:

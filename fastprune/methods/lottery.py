@@ -16,7 +16,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from fastprune.artifact import load_state, restore, save_state
+from fastprune.artifact import restore
 from fastprune.data import Placement
 from fastprune.errors import FastpruneError
 from fastprune.files import sha256_of
@@ -67,7 +67,7 @@ def lottery(context: MethodContext, options: LotteryOptions) -> MethodResult:
     return MethodResult(
         ticket.left.plan,
         trained,
-        pruned_state=load_state(run.files.weights(last.state)),
+        pruned_state=run.files.load(run.files.weights(last.state)),
         trained=trained,
         notes={
             "variant": options.variant,
@@ -93,12 +93,12 @@ class _Run:
     def prepare(self) -> None:
         """Writes down the weights that states begin with, where they are known by now."""
         self.files.networks.mkdir(exist_ok=True)
-        if self.files.rewind.is_file():
+        if self.files.saved(self.files.rewind):
             return
         if self.options.start == "pt":
-            save_state(self.files.rewind, self.context.model)
+            self.files.save(self.files.rewind, self.context.model)
         elif self.options.start == "lt" or self.options.rewind_epoch == 0:
-            save_state(self.files.rewind, self.context.fresh(self.context.seed))
+            self.files.save(self.files.rewind, self.context.fresh(self.context.seed))
 
     def ticket(self, number: int, before: Ticket) -> Ticket:
         """What a state trains; it follows from how the one before ended."""
@@ -132,7 +132,7 @@ class _Run:
     def unpruned(self, number: int, structure: Structure | None = None) -> nn.Module:
         """The whole network with the weights that a state ended with, zero where none stayed."""
         context = self.context
-        state = load_state(self.files.weights(number))
+        state = self.files.load(self.files.weights(number))
         model = context.fresh(context.seed)
         if structure is not None:
             state = scatter_state(state, context.graph, structure.plan, model)
@@ -155,7 +155,7 @@ class _Run:
             norm = math.sqrt(float(torch.stack(squares).sum()))
         small = self._cut(whole, left)
         cut = self._accuracy(small, "validation") if ticket.penalised else None
-        save_state(self.files.weights(number), small)
+        self.files.save(self.files.weights(number), small)
         cost, full = context.graph.cost(left.plan), context.graph.cost()
         return StateRecord(
             state=number,
@@ -181,7 +181,7 @@ class _Run:
         model = context.fresh(context.seed)
         # State 0 writes them itself for rewind_lt, perhaps before a kill and its first checkpoint.
         if number > 0 or self.options.start == "pt":
-            restore(model, load_state(self.files.rewind))
+            restore(model, self.files.load(self.files.rewind))
         if number == 0:
             return model
         return self._cut(model.state_dict(), trained, masked=not self.options.prune_each_state)
@@ -244,7 +244,7 @@ class _Run:
             best.see(record, net)
             rewinds = options.start == "rewind_lt" and number == 0
             if rewinds and record.epoch == options.rewind_epoch:
-                save_state(self.files.rewind, net)
+                self.files.save(self.files.rewind, net)
 
         teacher, recipe = self._teacher(number), options.train
         if teacher is None:

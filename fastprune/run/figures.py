@@ -73,12 +73,13 @@ def state_drawings(
 
     Args:
         states: in their order.
-        full: channels of the unpruned network's groups.
+        full: channels of the unpruned network's groups; without any, weights alone can go.
         folder: that the figures go to.
     """
     drawings: list[Drawing] = []
     if states:
         drawings.append((folder.states_plot, lambda file: plot_states(file, states)))
+    if states and full:
         drawings.append(
             (folder.state_channels_plot, lambda file: plot_state_channels(file, full, states))
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -26,11 +27,13 @@ from lottery_runs import (
 from torch import nn
 
 from fastprune import data
-from fastprune.artifact import load_state, restore
+from fastprune.artifact import load_state, restore, save_state
+from fastprune.errors import CheckpointError
 from fastprune.graph import apply_plan, trace
 from fastprune.methods import MethodContext, MethodResult
 from fastprune.methods import lottery as method
-from fastprune.methods._states import StateRecord, read_states
+from fastprune.methods._lottery_files import BestEpoch
+from fastprune.methods._states import StateRecord, read_states, write_states
 from fastprune.methods._tickets import Ticket
 from fastprune.methods._weight_masks import live_weights
 from fastprune.methods.lottery import lottery
@@ -168,6 +171,52 @@ def test_state_0_that_is_killed_before_its_first_checkpoint_begins_anew(
     for name in ("rewind.safetensors", *(f"states/state-0{n}.safetensors" for n in (0, 1))):
         both = [(tmp_path / folder / name).read_bytes() for folder in ("whole", "killed")]
         assert both[0] == both[1], name
+
+
+@pytest.mark.parametrize("start", ["lt", "rewind_lt"])
+def test_weights_that_were_changed_are_not_gone_on_with(
+    start: str, tmp_path: Path, splits: data.Splits
+) -> None:
+    options = options_of("refill", start=start, pruning_times=1)
+    whole = tmp_path / "whole"
+    context = context_of(whole, options, splits)
+    result = lottery(context, options)
+    assert lottery(context, options).notes == result.notes
+    for number, name in enumerate(
+        ("rewind.safetensors", "states/state-00.safetensors", "states/state-01.safetensors")
+    ):
+        folder = tmp_path / str(number)
+        shutil.copytree(whole, folder)
+        if number == 0:
+            # State 1 is yet to be trained.
+            write_states(folder / "states.jsonl", read_states(whole / "states.jsonl")[:1])
+            shutil.rmtree(folder / "state-01")
+        kept = load_state(folder / name)
+        save_state(folder / name, {key: tensor * 2 for key, tensor in kept.items()})
+        with pytest.raises(CheckpointError, match=f"{name}: missing, or not what was written"):
+            lottery(context_of(folder, options, splits), options)
+        save_state(folder / name, kept)
+        assert lottery(context_of(folder, options, splits), options).notes == result.notes
+        (folder / "digests.json").write_text("{")
+        with pytest.raises(CheckpointError, match="not what was written"):
+            lottery(context_of(folder, options, splits), options)
+
+
+@pytest.mark.parametrize("content", ['{"validation_to', "{}", "[]", '{"validation_top1": null}'])
+def test_a_damaged_best_epoch_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "best.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"best.json: damaged; --fresh-search"):
+        BestEpoch(tmp_path / "best.safetensors").top1  # noqa: B018
+
+
+def test_initial_weights_without_their_digest_are_written_again(
+    tmp_path: Path, splits: data.Splits
+) -> None:
+    # As a kill between the two leaves them.
+    options = options_of("refill", start="lt", pruning_times=1)
+    context = context_of(tmp_path, options, splits)
+    (tmp_path / "rewind.safetensors").write_bytes(b"half")
+    assert lottery(context, options).notes["states"] == 2
 
 
 def untrained(model: nn.Module, splits: data.Splits, options: Any, **given: Any) -> FitResult:

@@ -40,6 +40,12 @@ def resnet20() -> ChannelGraph:
         ({"variant": "imp", "criterion": "l2"}, {}, ["method.criterion: ranks filters; expected"]),
         ({"variant": "rst", "batches": 3}, {}, ["method.batches: ranks filters; expected"]),
         ({"variant": "rsst", "criterion": "l2", "batches": 3}, {}, []),
+        (
+            {"criterion": "magnitude", "batches": 3},
+            {},
+            ["method.batches: criterion magnitude looks at no data"],
+        ),
+        ({"criterion": "hessian", "batches": 3}, {}, []),
         ({"fillback_rate": 0.2}, {}, []),
         (
             {"variant": "rsst", "fillback_rate": 0.2},
@@ -124,6 +130,7 @@ def test_options_that_do_not_go_together(
         {"rate": 0},
         {"rate": 1},
         {"pruning_times": 0},
+        {"pruning_times": 10_000_000},
         {"fillback_rate": 1.1},
         {"layer_rates": {"*": -1}},
         {"layer_rates": {"*": float("inf")}},
@@ -193,6 +200,12 @@ def test_what_does_not_go_with_the_network_is_refused(resnet20: ChannelGraph) ->
     )
     with pytest.raises(PlanError, match=r"^method.layer_rates: 'layers9\*' matches no weight"):
         options.check(resnet20, NOTHING, None)
+    hidden = {"layer1*": 0.5, "layer1.0*": 0.2}
+    options = LotteryOptions(ranking="layer", layer_rates=hidden)
+    with pytest.raises(PlanError, match=r"'layer1.0\*' decides nothing, .*expected it first$"):
+        options.check(resnet20, NOTHING, None)
+    turned = dict(reversed(hidden.items()))
+    LotteryOptions(ranking="layer", layer_rates=turned).check(resnet20, NOTHING, None)
     # The first convolution is not pruned, so nothing can be said of its rate.
     first = next(op.inputs[1].name for op in resnet20.program.ops if op.name.startswith("conv"))
     named = {"ranking": "layer", "layer_rates": {first: 0.5}}
@@ -203,6 +216,29 @@ def test_what_does_not_go_with_the_network_is_refused(resnet20: ChannelGraph) ->
     graph = trace(one, torch.zeros(1, 3, 4, 4))
     with pytest.raises(PlanError, match=r"^method.first_conv: the network has no convolution but"):
         LotteryOptions().check(graph, NOTHING, None)
+
+
+def test_filters_are_not_to_go_where_none_can() -> None:
+    network = models.build("resnet20_cifar", depth=8).eval()
+    whole = trace(network, torch.zeros(1, 3, 32, 32), keep=("*",))
+    for variant in ("refill", "rsst"):
+        options = LotteryOptions.model_validate({"variant": variant})
+        with pytest.raises(PlanError, match=f"^method.variant: {variant} drops filters, .*imp or"):
+            options.check(whole, NOTHING, None)
+    for variant in ("imp", "rst"):
+        LotteryOptions.model_validate({"variant": variant}).check(whole, NOTHING, None)
+    # The group that the first convolution alone writes to is none of those that are pruned.
+    small = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(4, 2, 1),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+    )
+    graph = trace(small, torch.zeros(1, 3, 8, 8))
+    with pytest.raises(PlanError, match=r"^method.variant"):
+        LotteryOptions().check(graph, NOTHING, None)
+    LotteryOptions(first_conv=True).check(graph, NOTHING, None)
 
 
 def config(**method: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from fastprune.files import TEMPORARY
 from fastprune.methods import MethodContext, MethodResult
 from fastprune.methods._states import StateRecord, read_states, write_states
 from fastprune.run import pipeline
-from fastprune.run.figures import draw_run
+from fastprune.run.figures import draw_run, state_drawings
 from fastprune.run.paths import RunPaths
 
 
@@ -103,6 +103,14 @@ def test_states_are_drawn_once_there_are_some(finished: Path, tmp_path: Path) ->
     assert names(draw_run(run))[2:] == three[:2]
     write_states(run / "states.jsonl", [state(0), state(1, ((0.0, 0.1), (1.0, 0.2)))])
     assert names(draw_run(run))[2:] == three
+
+
+def test_states_of_a_network_without_groups_are_drawn(tmp_path: Path) -> None:
+    # As of a ticket where prune.keep has all channels, and single weights go.
+    drawings = state_drawings([state(0), state(1)], {}, RunPaths(tmp_path))
+    for file, draw in drawings:
+        draw(file)
+    assert names([file for file, _ in drawings]) == ["states.png"]
 
 
 def test_states_of_a_run_under_way_are_the_methods_own(finished: Path, tmp_path: Path) -> None:
