@@ -46,13 +46,18 @@ def lottery(context: MethodContext, options: LotteryOptions) -> MethodResult:
 
     Raises:
         FastpruneError: the penalty depends on validation accuracy and there are no validation
-            images; a training that fails.
+            images, or would never grow; a training that fails.
     """
     if options.dynamic_target is not None and context.splits.validation is None:
         raise FastpruneError(
             "method.dynamic_target: there are no validation images; expected data.validation"
         )
     run = _Run(context, options, LotteryFiles(context.directory))
+    if options.penalises and options.reg_update_interval >= run.steps:
+        raise FastpruneError(
+            f"method.reg_update_interval: got {options.reg_update_interval}, and a state has "
+            f"{run.steps} steps: its penalty would never grow"
+        )
     run.prepare()
     records = list(read_states(run.files.states)) if run.files.states.is_file() else []
     ticket = first_ticket(context.graph, options)
@@ -89,6 +94,12 @@ class _Run:
     context: MethodContext
     options: LotteryOptions
     files: LotteryFiles
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of a state."""
+        recipe, batches = self.options.train, self.context.splits.train.batches
+        return recipe.epochs * -(-batches // recipe.accumulate)
 
     def prepare(self) -> None:
         """Writes down the weights that states begin with, where they are known by now."""
@@ -219,7 +230,6 @@ class _Run:
             graph = self.context.graph
             masks = gather_masks(masks, graph, structure.plan)
             penalised = gather_masks(penalised, graph, structure.plan)
-        train = self.context.splits.train
         return GrowingPenalty(
             dict(net.named_parameters()),
             penalised=penalised,
@@ -229,7 +239,7 @@ class _Run:
             exponents=options.exponents,
             update_interval=options.reg_update_interval,
             limit=options.reg_limit,
-            steps=options.train.epochs * -(-train.batches // options.train.accumulate),
+            steps=self.steps,
             target=options.dynamic_target,
         )
 

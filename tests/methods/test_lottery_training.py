@@ -127,6 +127,14 @@ def test_the_penalty_waits_for_accuracy(tmp_path: Path, splits: data.Splits) -> 
         lottery(context_of(tmp_path / "blind", options, blind), options)
 
 
+def test_a_penalty_that_would_never_grow_is_refused(tmp_path: Path, splits: data.Splits) -> None:
+    options = options_of("rsst", reg_update_interval=1000)
+
+    with pytest.raises(FastpruneError, match=r"^method\.reg_update_interval: got 1000, and a "):
+        lottery(context_of(tmp_path, options, splits), options)
+    assert not any(tmp_path.iterdir())
+
+
 def test_without_validation_images_there_is_no_best_epoch(tmp_path: Path) -> None:
     blind = data.load(data.DataOptions(train_limit=96, test_limit=40, validation=0), 0)
     options = options_of("rsst", pruning_times=1)
