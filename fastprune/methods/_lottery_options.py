@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -166,7 +167,11 @@ class LotteryOptions(MethodOptions):
             idle["exponents"] = "is of schedule exp_custom_exponents"
         if self.start != "rewind_lt":
             idle["rewind_epoch"] = "is of start rewind_lt"
-        found += [f"method.{name}: {why}" for name, why in idle.items() if self._given(name)]
+        found += [
+            f"method.{name}: {why}; else leave it at {json.dumps(self._default(name))}"
+            for name, why in idle.items()
+            if getattr(self, name) != self._default(name)
+        ]
         if self.layer_rates and self.ranking != "layer":
             found.append("method.layer_rates: expected method.ranking layer")
         for pattern, factor in self.layer_rates.items():
@@ -195,8 +200,8 @@ class LotteryOptions(MethodOptions):
             found.append("method.train.early_stop: would end a state before its penalty has grown")
         return found
 
-    def _given(self, name: str) -> bool:
-        return bool(getattr(self, name) != type(self).model_fields[name].default)
+    def _default(self, name: str) -> object:
+        return type(self).model_fields[name].default
 
     def check(self, graph: ChannelGraph, prune: PruneOptions, network: Network | None) -> str:
         sizes = prunable_sizes(graph, first=self.first_conv)
@@ -220,8 +225,10 @@ class LotteryOptions(MethodOptions):
         total = sum(sizes.values())
         rounds = range(1, self.pruning_times + 1)
         if self.structured:
-            left = float(1 - self.dropped(rounds))
-            return f"about {left:.2%} of the filters of each layer, at least one of them"
+            left = float(self.filters_left(rounds))
+            alike = self.ranking == "layer" and not self.layer_rates
+            where = "of each layer" if alike else "in all, of some layers more and of others less"
+            return f"about {left:.2%} of the filters {where}, at least one of a layer"
         targets = self.targets(sizes, rounds)
         kept = targets if isinstance(targets, int) else sum(targets.values())
         return f"{kept:,} of {total:,} weights ({kept / total:.3%})"
@@ -249,9 +256,12 @@ class LotteryOptions(MethodOptions):
         rate = Fraction(str(self.rate)) * Fraction(str(factor))
         return [rate * self._round_factor(number) for number in rounds]
 
-    def dropped(self, rounds: Iterable[int]) -> Fraction:
-        """The share of all weights that these rounds drop together."""
-        return 1 - prod((1 - rate for rate in self.rates_of(rounds)), start=Fraction(1))
+    def filters_left(self, rounds: Iterable[int]) -> Fraction:
+        """The share of a layer's filters that refill keeps in these rounds, if each layer's
+        weights go at the rate of the round; not rounded to whole filters.
+        """
+        lost = 1 - Fraction(str(self.fillback_rate))
+        return prod((1 - rate * lost for rate in self.rates_of(rounds)), start=Fraction(1))
 
     def _round_factor(self, number: int) -> Fraction:
         if self.rates == "constant":

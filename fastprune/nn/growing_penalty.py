@@ -101,10 +101,15 @@ class GrowingPenalty:
             penalised={"conv1.weight": mask},
             schedule="x", granularity=1e-4, limit=1.0, steps=epochs * len(loader),
         )
-        for images, labels in loader:
+        for images, labels in loader:  # in each of the epochs
+            optimizer.zero_grad()
             loss(model(images), labels).backward()
             penalty()
             optimizer.step()
+
+    It removes nothing: at the end the weights are small, and the caller sets them to zero. To
+    train on, a new penalty with ``kept={"conv1.weight": ~mask}, granularity=0`` holds them there,
+    with a new optimizer, since the first one's momentum would move them.
 
     Once an optimizer step, when the gradients are complete: after the last backward pass of an
     accumulation, after DistributedDataParallel's, after ``scaler.unscale_(optimizer)``; and before

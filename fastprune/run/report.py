@@ -230,6 +230,11 @@ def print_report(report: Mapping[str, Any]) -> None:
         table.add_row(
             metric.replace("macs", "MACs"), f"{full:,}", f"{small:,}", _share(small, full)
         )
+    notes = report["notes"]
+    if "remaining_weights" in notes:
+        # Of a ticket with single weights at zero the other rows say nothing.
+        full, small = notes["prunable_weights"], notes["remaining_weights"]
+        table.add_row("prunable weights", f"{full:,}", f"{small:,}", _share(small, full))
     full, small = cost["unpruned"]["size_mb"], cost["pruned"]["size_mb"]
     table.add_row("size, MB", f"{full:.2f}", f"{small:.2f}", _share(small, full))
     if latency is not None:

@@ -183,6 +183,29 @@ def test_targets_are_the_int_of_the_exact_product() -> None:
     assert layers.targets({"a": 100, "c": 100}, range(1, 3)) == {"a": 64, "c": 81}
 
 
+def test_what_can_be_reached_is_said_of_filters(resnet20: ChannelGraph) -> None:
+    beginnings = {
+        "about 64.00% of the filters in all, of some layers more": {},
+        "about 64.00% of the filters of each layer": {"ranking": "layer"},
+        # 1 − 0.2 · (1 − 0.5) a round.
+        "about 81.00% of the filters in all": {"fillback_rate": 0.5},
+    }
+    for beginning, given in beginnings.items():
+        options = LotteryOptions.model_validate({"pruning_times": 2, **given})
+        assert options.check(resnet20, NOTHING, None).startswith(beginning)
+
+
+def test_an_idle_option_may_have_its_default() -> None:
+    idle = {"variant": "imp", "criterion": "l1", "reg_limit": 1, "dynamic_target": None}
+    assert LotteryOptions.model_validate(idle).problems(PruneOptions()) == []
+    given = {"variant": "imp", "reg_limit": 3, "dynamic_target": 50}
+    found = LotteryOptions.model_validate(given).problems(PruneOptions())
+    assert [problem.rpartition("; ")[2] for problem in found] == [
+        "else leave it at 1.0",
+        "else leave it at null",
+    ]
+
+
 def test_progressive_rates_fall_by_round() -> None:
     options = LotteryOptions(rate=0.25, rates="progressive", ranking="layer")
     fifths = [5] * 5 + [4] * 5 + [3] * 5 + [2] * 7
@@ -190,7 +213,7 @@ def test_progressive_rates_fall_by_round() -> None:
     assert options.rates_of(range(1, 23)) == [Fraction(n, 20) for n in fifths]
     left = 1000 * Fraction(15, 20) ** 5 * Fraction(16, 20)
     assert options.targets({"a": 1000}, range(1, 7)) == {"a": int(left)}
-    assert options.dropped(range(1, 7)) == 1 - left / 1000
+    assert options.filters_left(range(1, 7)) == left / 1000
     assert LotteryOptions(rate=0.25).rates_of([1, 6, 11, 16]) == [Fraction(1, 4)] * 4
 
 

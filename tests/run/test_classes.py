@@ -34,8 +34,11 @@ GIVEN: dict[str, Any] = {
 }
 
 
-def test_a_run_tells_every_class_and_resumes_exactly(tmp_path: Path, server: Any) -> None:
-    report = pipeline.run(make_config(GIVEN), tmp_path / "whole", quiet=True)
+def test_a_run_tells_every_class_and_resumes_exactly(
+    tmp_path: Path, server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = pipeline.run(make_config(GIVEN), tmp_path / "whole")
+    said = capsys.readouterr().err
 
     (limit,) = report["budget"]
     assert limit["metric"] == "params"
@@ -49,6 +52,7 @@ def test_a_run_tells_every_class_and_resumes_exactly(tmp_path: Path, server: Any
         of = [float(row[name]) for row in rows]
         assert of[10] == pytest.approx((of[3] + of[5]) / 2, abs=1e-3)
         assert of[11] == pytest.approx(report["accuracy"][stage]["top1"], abs=1e-3)
+        assert f" {of[10]:.2f} % {name}" in said.partition("classes in focus: test top-1")[2]
     epochs = [
         json.loads(line)
         for line in (tmp_path / "whole/work/finetune/metrics.jsonl").read_text().splitlines()

@@ -83,11 +83,13 @@ def test_what_a_search_found_is_said_and_that_weights_are_new(
     print_stage({"stage": "plan", "notes": notes})
     assert capsys.readouterr().out == "plan: gene 3 -1\n"
 
-    report["notes"] = {}
+    report["notes"] = {"prunable_weights": 4000, "remaining_weights": 1000}
     report["accuracy"]["baseline"] = measured
     print_report(report)
     shown = capsys.readouterr().out
     assert "fine-tuned" in shown
+    weights = next(line for line in shown.splitlines() if "prunable weights" in line)
+    assert all(figure in weights for figure in ("4,000", "1,000", "25.0 %"))
     assert not any(words in shown for words in ("new weights", "gene", "not trained"))
 
 
