@@ -131,7 +131,8 @@ def _from_package(where: str, name: str) -> ModuleType:
                 f"models: importing {where} raised {_described(error)}"
             ) from error
         hint = nearest(where, ("torchvision", "timm"))
-        hint = hint if "did you mean" in hint else ""
+        if "did you mean" not in hint:
+            hint = "; expected it in the working directory or on PYTHONPATH"
         raise FastpruneError(
             f"models: {name!r}: there is no module {error.name!r}{hint}"
         ) from error
