@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastprune.errors import FastpruneError, GraphError
-from fastprune.graph import ChannelGraph
+from fastprune.graph import ChannelGraph, Slot
 from fastprune.ops import ChannelScores, channel_scores, channel_scores_of
 from fastprune.registry import Registry
 
@@ -18,6 +18,7 @@ __all__ = [
     "WEIGHT_ROLES",
     "Scores",
     "by_group",
+    "check_slot",
     "join_slots",
     "norms",
     "registry",
@@ -101,12 +102,7 @@ def join_slots(
                 parameter = parameters.get(name)
                 if parameter is None:
                     continue
-                if parameter.shape[slot.dim] != len(slot.channels):
-                    raise GraphError(
-                        f"model: the graph is of another network: {name} has "
-                        f"{parameter.shape[slot.dim]} channels in "
-                        f"dimension {slot.dim}, the graph {len(slot.channels)}"
-                    )
+                check_slot(parameter, slot, name)
                 channels.append(torch.from_numpy(slot.channels))
                 values.append(per_position(parameter, slot.dim, name))
                 counted = True
@@ -123,6 +119,16 @@ def join_slots(
         total.index_add_(0, torch.cat(channels), joined.cpu())
     counts = torch.from_numpy(slots)
     return by_group(graph, total / counts.clamp(min=1), counts, normalize=normalize)
+
+
+def check_slot(parameter: Tensor, slot: Slot, name: str) -> None:
+    """Raises GraphError unless a parameter has the channels that a slot of the graph says."""
+    found, expected = parameter.shape[slot.dim], len(slot.channels)
+    if found != expected:
+        raise GraphError(
+            f"model: the graph is of another network: {name} has {found} channels in dimension "
+            f"{slot.dim}, the graph {expected}"
+        )
 
 
 def by_group(graph: ChannelGraph, values: Tensor, slots: Tensor, *, normalize: bool) -> Scores:

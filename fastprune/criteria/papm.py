@@ -9,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastprune.criteria._scores import Scores, norms, registry
+from fastprune.criteria._scores import Scores, check_slot, norms, registry
 from fastprune.criteria._zeros import zero_counts
-from fastprune.errors import GraphError
 from fastprune.graph import ChannelGraph
 
 __all__ = ["joined", "papm"]
@@ -78,12 +77,7 @@ def _norms(model: nn.Module, graph: ChannelGraph) -> NDArray[np.float64]:
             parameter = parameters.get(name)
             if parameter is None:
                 continue
-            if parameter.shape[slot.dim] != len(slot.channels):
-                raise GraphError(
-                    f"model: the graph is of another network: {name} has "
-                    f"{parameter.shape[slot.dim]} channels in dimension {slot.dim}, the graph "
-                    f"{len(slot.channels)}"
-                )
+            check_slot(parameter, slot, name)
             values = squares(parameter, slot.dim, name).double().cpu().numpy()
             norm, channels = _within_layer(values, slot.channels, graph.total)
             total[channels] += norm

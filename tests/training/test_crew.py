@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import assert_they_end_together
 
 Told = tuple["subprocess.Popen[str]", list[dict[str, Any]]]
 
@@ -73,22 +71,4 @@ def test_processes_end_with_the_one_that_made_them(told: Told) -> None:
     process, lines = told
     pids = lines[-1]["pids"]
     assert len(pids) == 2
-    # A terminal sends ctrl-C to all of them; it is the one that made them that ends them.
-    for pid in pids:
-        os.kill(pid, signal.SIGINT)
-    time.sleep(0.3)
-    assert all(alive(pid) for pid in pids)
-    process.kill()
-    process.wait()
-    until = time.monotonic() + 30
-    while any(alive(pid) for pid in pids) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not any(alive(pid) for pid in pids)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and that nobody waited for does not."""
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
+    assert_they_end_together(process, pids)
