@@ -1,0 +1,12 @@
+"""The command line: arguments, exit codes, printing; `fastprune.run` computes.
+
+Nothing here imports torch until a command that needs it runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+# In the order in which --help lists their commands.
+from fastprune.cli import running, measuring, reading, telling  # isort: skip
+from fastprune.cli._app import app
+
+__all__ = ["app", "measuring", "reading", "running", "telling"]

@@ -1,0 +1,161 @@
+"""Commands that make networks: ``run`` and ``prune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastprune.cli._app import (
+    Classes,
+    Device,
+    Fresh,
+    Json,
+    Model,
+    Option,
+    Quiet,
+    Threads,
+    app,
+    print_json,
+    this_command,
+)
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]…", help="For instance finetune.epochs=3."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The run directory; runs/<name of CONFIG> if not given."),
+    ] = None,
+    fresh: Fresh = False,
+    fresh_search: Annotated[
+        bool,
+        typer.Option(
+            "--fresh-search",
+            help="Keep the baseline, start anew from the method on; method, prune and finetune "
+            "may be other than before.",
+        ),
+    ] = False,
+    until: Annotated[
+        str,
+        typer.Option(help="Last stage to run: baseline, plan, prune, finetune or report."),
+    ] = "report",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment: baseline, plan, prune, fine-tune, report. Repeat the command to go on."""
+    from fastprune.config import load_config
+    from fastprune.run.pipeline import run as run_pipeline
+
+    settings = load_config(config, overrides or ())
+    report = run_pipeline(
+        settings,
+        out or Path("runs") / config.stem,
+        fresh=fresh,
+        fresh_search=fresh_search,
+        until=until,
+        quiet=quiet,
+        command=this_command(),
+    )
+    show_report(report, as_json)
+
+
+@app.command()
+def prune(
+    model: Model,
+    weights: Annotated[
+        str | None, typer.Option(help="A weights file, or a torchvision name such as DEFAULT.")
+    ] = None,
+    criterion: Annotated[
+        str, typer.Option(help="How channels are scored; see `fastprune list criteria`.")
+    ] = "l1",
+    macs: Annotated[
+        float | None, typer.Option(help="Budget: fraction kept, or an absolute above 1.")
+    ] = None,
+    params: Annotated[float | None, typer.Option(help="Budget, as --macs.")] = None,
+    channels: Annotated[float | None, typer.Option(help="Budget, as --macs.")] = None,
+    size_mb: Annotated[float | None, typer.Option("--size-mb", help="Budget, as --macs.")] = None,
+    latency_ms: Annotated[
+        float | None, typer.Option("--latency-ms", help="Budget, as --macs.")
+    ] = None,
+    round_to: Annotated[int, typer.Option(min=1, help="Widths become multiples of this.")] = 1,
+    ranking: Annotated[str, typer.Option(help="global, layer or isomorphic.")] = "global",
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Pattern of channel groups never pruned; repeatable.")
+    ] = None,
+    iterations: Annotated[int, typer.Option(min=1, help="Steps of gradual pruning.")] = 1,
+    data: Annotated[str, typer.Option(help="Dataset; see `fastprune list datasets`.")] = "digits",
+    root: Annotated[str | None, typer.Option(help="Folder of the dataset.")] = None,
+    epochs: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning; 0 for none.")] = 10,
+    baseline_epochs: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Epochs that train the network first, where no weights are given."
+        ),
+    ] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The run directory; runs/prune-<model> if not given."),
+    ] = None,
+    num_classes: Classes = None,
+    model_option: Option = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+    fresh: Fresh = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Prune a network without writing a config: score, prune to the budget, fine-tune, report.
+
+    Fine-tuning is SGD, learning rate 0.01 with a cosine schedule, momentum 0.9, weight decay 5e-4.
+    """
+    from fastprune.run.commands import prune_config, run_name
+    from fastprune.run.pipeline import run as run_pipeline
+
+    budget = {
+        "macs": macs,
+        "params": params,
+        "channels": channels,
+        "size_mb": size_mb,
+        "latency_ms": latency_ms,
+    }
+    settings = prune_config(
+        model,
+        weights=weights,
+        num_classes=num_classes,
+        model_options=model_option or (),
+        criterion=criterion,
+        iterations=iterations,
+        budget={metric: value for metric, value in budget.items() if value is not None},
+        round_to=round_to,
+        ranking=ranking,
+        keep=keep or (),
+        data=data,
+        root=root,
+        epochs=epochs,
+        baseline_epochs=baseline_epochs,
+        seed=seed,
+        device=device,
+        threads=threads,
+    )
+    folder = out or Path("runs") / f"prune-{run_name(model)}"
+    report = run_pipeline(settings, folder, fresh=fresh, quiet=quiet, command=this_command())
+    show_report(report, as_json)
+
+
+def show_report(report: dict[str, Any], as_json: bool) -> None:
+    from fastprune.run.report import print_report, print_stage
+
+    if as_json:
+        print_json(report)
+    elif "stage" in report:
+        print_stage(report)
+    else:
+        print_report(report)
