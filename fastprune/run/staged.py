@@ -1,0 +1,233 @@
+"""What runs of every kind have in common: stages that are done once, the network, the data, the
+baseline.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from fastprune import artifact
+from fastprune.config import RunConfig
+from fastprune.data import DataInfo, Normalization, Splits
+from fastprune.data import load as load_data
+from fastprune.files import sha256_of, write_json
+from fastprune.graph import ChannelGraph, trace
+from fastprune.run.checks import check_recipes
+from fastprune.run.directory import RunDirectory, StageRecord, stage_key
+from fastprune.run.networks import build_network, check_outputs, choose_normalization
+from fastprune.run.report import channel_facts
+from fastprune.training import Metrics, Progress, TrainingOptions, evaluate, fit
+
+__all__ = ["Made", "StagedRun", "open_data"]
+
+_LATER = ("method", "prune", "finetune", "latency")
+"""Parts of the configuration that the baseline does not follow from, but for what its graph does.
+"""
+
+Made = tuple[dict[str, Any], tuple[Path, ...]]
+"""Results of a stage and the files it wrote."""
+
+
+class StagedRun(ABC):
+    """The stages of one run; what they have in common is made when first asked for.
+
+    Attributes:
+        stages: their names, in order; the first is ``baseline``, the last ``report``.
+        repeat: the command line that repeats the run, for the report.
+        records: of the stages so far.
+    """
+
+    stages: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        self.config = config
+        self.directory = directory
+        self.device = device
+        self.progress = progress
+        self.repeat = ""
+        self.records: dict[str, StageRecord] = {}
+        self.normalization = choose_normalization(config.model, config.data)
+
+    @abstractmethod
+    def inputs(self, stage: str) -> Any:
+        """What a stage follows from, as plain data; those before it have their records."""
+
+    @abstractmethod
+    def maker(self, stage: str) -> Callable[[Path], Made]:
+        """What makes a stage in a folder for its checkpoints."""
+
+    @abstractmethod
+    def check(self, graph: ChannelGraph) -> None:
+        """Refuses what could only fail after training, and says what can be reached."""
+
+    def run_stage(self, name: str) -> StageRecord:
+        """The record of a stage, once those before it have theirs."""
+        return self.stage(name, self.inputs(name), self.maker(name))
+
+    def say(self, line: str) -> None:
+        self.progress.note(f"fastprune: {line}")
+
+    def stage(self, name: str, inputs: Any, make: Callable[[Path], Made]) -> StageRecord:
+        """The record of a stage, made now unless it stands already."""
+        key = stage_key(name, inputs)
+        record, why = self.directory.finished(name, key)
+        if record is None:
+            self.say(f"{name}: again, since {why}" if why else name)
+            torch.manual_seed(self.config.seed)
+            start = time.perf_counter()
+            try:
+                results, files = make(self.directory.work(name, key))
+            except BaseException:
+                self.directory.leave(name, time.perf_counter() - start)
+                raise
+            seconds = time.perf_counter() - start
+            record = self.directory.finish(
+                name, key, results, files, seconds, bad_images=self.bad_images()
+            )
+        else:
+            self.say(f"{name}: done before")
+        self.records[name] = record
+        return record
+
+    def close(self) -> None:
+        if "splits" in self.__dict__:
+            self.splits.close()
+
+    @cached_property
+    def splits(self) -> Splits:
+        splits = open_data(self.config, self.normalization.normalization, self.progress)
+        self.directory.hold_images(splits.listings, self.say)
+        return splits
+
+    def bad_images(self) -> tuple[str, ...]:
+        """Image files that were left out so far."""
+        return self.splits.bad_images if "splits" in self.__dict__ else ()
+
+    @property
+    def info(self) -> DataInfo:
+        return self.splits.info
+
+    @property
+    def num_classes(self) -> int:
+        return self.config.model.num_classes or self.info.num_classes
+
+    @property
+    def example(self) -> torch.Tensor:
+        return torch.zeros(1, *self.info.input_shape, device=self.device)
+
+    def fresh(self, seed: int) -> nn.Module:
+        """The network untrained, on the CPU."""
+        return build_network(self.config.model, self.num_classes, seed=seed)[0]
+
+    def network(self, file: Path) -> nn.Module:
+        """The unpruned network with the weights of a file."""
+        model = artifact.restore(self.fresh(self.config.seed), artifact.load_state(file))
+        return model.to(self.device)
+
+    def trace(self, model: nn.Module) -> ChannelGraph:
+        return trace(
+            model, self.example, keep=self.config.prune.keep, select=self.config.method.selected
+        )
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """Accuracy on the test images, in percent."""
+        metrics = self.measured(model)
+        return {"top1": metrics.top1, "top5": metrics.top5, "loss": metrics.loss}
+
+    def measured(self, model: nn.Module, by_class: int = 0) -> Metrics:
+        """On the test images."""
+        return evaluate(
+            model,
+            self.splits.test,
+            device=self.device,
+            channels_last=True,
+            by_class=by_class,
+            progress=self.progress,
+            name="test",
+        )
+
+    # Baseline
+
+    def baseline_inputs(self) -> Any:
+        config = self.config
+        weights = config.model.weights
+        given = Path(weights) if weights else None
+        code = Path(config.model.name.rpartition(":")[0]).expanduser()
+        return {
+            "config": {k: v for k, v in config.essence().items() if k not in _LATER},
+            "keep": config.prune.keep,
+            "select": config.method.selected,
+            "weights": sha256_of(given) if given is not None and given.is_file() else weights,
+            "code": sha256_of(code) if code.suffix == ".py" and code.is_file() else None,
+        }
+
+    def baseline(self, work: Path) -> Made:
+        config = self.config
+        model, message = build_network(
+            config.model, self.num_classes, seed=config.seed, weights=config.model.weights
+        )
+        if message:
+            self.say(message)
+        graph = self.trace(model.to(self.device))
+        self.check(graph)
+        if config.baseline is not None:
+            self.train(model, config.baseline, work, "baseline")
+        artifact.save_state(self.directory.baseline, model)
+        write_json(self.directory.graph, channel_facts(graph))
+        trained = config.baseline is not None or config.model.weights is not None
+        results = {
+            "trained": trained,
+            "metrics": self.measure(self.network(self.directory.baseline)) if trained else None,
+            "cost": graph.cost().to_dict(),
+        }
+        return results, (self.directory.baseline, self.directory.graph)
+
+    def check_common(self, graph: ChannelGraph) -> None:
+        """What every kind of run refuses."""
+        check_recipes(self.config, self.device, self.splits.train)
+        check_outputs(graph, self.info.num_classes, self.config.model.name)
+
+    def train(
+        self,
+        model: nn.Module,
+        options: TrainingOptions,
+        work: Path,
+        name: str,
+        teacher: nn.Module | None = None,
+        field: str | None = None,
+    ) -> None:
+        fit(
+            model,
+            self.splits,
+            options,
+            directory=work,
+            seed=self.config.seed,
+            device=self.device,
+            teacher=teacher,
+            progress=self.progress,
+            name=name,
+            field=field,
+        )
+
+
+def open_data(
+    config: RunConfig, normalization: Normalization | None, progress: Progress
+) -> Splits:
+    data = config.data
+    if normalization is not None:
+        data = data.model_copy(update={"normalization": normalization})
+    return load_data(data, config.seed, progress)
