@@ -127,6 +127,11 @@ class RunConfig(Options):
                 f"finetune: weights that method {self.method.name} holds at zero would not stay "
                 "so; expected none (the method trains its network itself)"
             )
+        if self.method.ensemble and self.finetune is not None and self.finetune.focus is not None:
+            found.append(
+                f"finetune.focus: each network of method {self.method.name} is for its own "
+                "classes; expected none"
+            )
         if self.method.needs_validation and not self.data.validation:
             found.append(
                 f"data.validation: got 0, but method {self.method.name} chooses by validation "

@@ -25,7 +25,7 @@ __all__ = [
     "this_command",
 ]
 
-_GOES_ON = ("run", "prune")
+_GOES_ON = ("run", "prune", "fuse")
 _ANEW = ("--fresh", "--fresh-search")
 
 

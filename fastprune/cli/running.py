@@ -44,7 +44,10 @@ def run(
     ] = False,
     until: Annotated[
         str,
-        typer.Option(help="Last stage to run: baseline, plan, prune, finetune or report."),
+        typer.Option(
+            help="Last stage to run: baseline, plan, prune, finetune or report; of papm_split "
+            "baseline, group, experts, fuse, infer or report."
+        ),
     ] = "report",
     quiet: Quiet = False,
     as_json: Json = False,
@@ -151,11 +154,14 @@ def prune(
 
 
 def show_report(report: dict[str, Any], as_json: bool) -> None:
+    from fastprune.run.ensemble_report import print_ensemble_report
     from fastprune.run.report import print_report, print_stage
 
     if as_json:
         print_json(report)
     elif "stage" in report:
         print_stage(report)
+    elif "fusions" in report:
+        print_ensemble_report(report)
     else:
         print_report(report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -34,12 +34,21 @@ __all__ = [
 Reopen = Callable[[], tuple[nn.Module, Splits]]
 """The baseline network, on the device, and the data again, in whatever process it is called."""
 
-registry: Registry[Callable[..., MethodResult]] = Registry("methods", "fastprune.methods")
+registry: Registry[Callable[..., Any]] = Registry("methods", "fastprune.methods")
+"""A method is built by ``(context, options) -> MethodResult``. An ensemble, whose options say so,
+is built by ``(options, classes) -> MethodOptions``: the method of one of its networks.
+"""
 
 
 class MethodOptions(Options):
-    """What every method's own options model derives from."""
+    """What every method's own options model derives from.
 
+    Attributes:
+        ensemble: whether several networks are made of the baseline, each by a run of its own, and
+            joined; there is no plan then.
+    """
+
+    ensemble: ClassVar[bool] = False
     name: str
 
     @property

@@ -18,20 +18,28 @@ from fastprune.errors import FastpruneError
 from fastprune.methods import MethodContext, MethodOptions
 from fastprune.training import EarlyStopOptions, FocusOptions, TrainingOptions
 
-__all__ = ["ActivationOptions", "counted", "facts", "recipe_of"]
+__all__ = ["ActivationOptions", "FocusedOptions", "counted", "facts", "recipe_of"]
 
 
 class ActivationOptions(MethodOptions):
     """Options of methods that look at activations.
 
     Attributes:
+        batches: training batches to look at; None: all of an epoch.
+    """
+
+    batches: int | None = Field(default=None, ge=1)
+
+
+class FocusedOptions(ActivationOptions):
+    """Options of methods that can make a network for some of the classes.
+
+    Attributes:
         classes: labels of the classes the network is for: their training images alone are looked
             at, and fine-tuning is for them. None: all.
-        batches: training batches to take these from; None: all of an epoch.
     """
 
     classes: tuple[StrictInt, ...] | None = None
-    batches: int | None = Field(default=None, ge=1)
 
     @field_validator("classes")
     @classmethod
@@ -49,7 +57,7 @@ class ActivationOptions(MethodOptions):
         return self.classes is not None
 
 
-def counted(context: MethodContext, options: ActivationOptions) -> ZeroCounts:
+def counted(context: MethodContext, options: FocusedOptions) -> ZeroCounts:
     """Zeros over the images that the options name.
 
     Raises:
@@ -64,7 +72,7 @@ def counted(context: MethodContext, options: ActivationOptions) -> ZeroCounts:
     return zero_counts(context.model, context.graph, _images(context, options))
 
 
-def recipe_of(context: MethodContext, options: ActivationOptions) -> TrainingOptions | None:
+def recipe_of(context: MethodContext, options: FocusedOptions) -> TrainingOptions | None:
     """Fine-tuning for the method's classes; None where it has none, or there is no fine-tuning.
 
     Of the run's own recipe stays what it says of focus and early stopping. The epoch is kept that
@@ -82,7 +90,7 @@ def recipe_of(context: MethodContext, options: ActivationOptions) -> TrainingOpt
     )
 
 
-def _images(context: MethodContext, options: ActivationOptions) -> Iterator[tuple[Tensor, Tensor]]:
+def _images(context: MethodContext, options: FocusedOptions) -> Iterator[tuple[Tensor, Tensor]]:
     placement = Placement(torch.device(context.device))
     given = islice(context.splits.train.epoch(0, placement=placement), options.batches)
     if options.classes is None:
@@ -102,9 +110,7 @@ def _images(context: MethodContext, options: ActivationOptions) -> Iterator[tupl
         )
 
 
-def facts(
-    context: MethodContext, options: ActivationOptions, counts: ZeroCounts
-) -> dict[str, Any]:
+def facts(context: MethodContext, options: FocusedOptions, counts: ZeroCounts) -> dict[str, Any]:
     """What a report says of the zeros."""
     fractions = torch.cat(list(counts.apoz(context.graph).values()))
     return {

@@ -18,7 +18,7 @@ from fastprune.errors import PlanError, nearest
 from fastprune.graph import ChannelGraph, PruningPlan
 from fastprune.methods import MethodContext, MethodResult, PruneOptions, registry
 from fastprune.methods._solving import plan_of
-from fastprune.methods._zeros import ActivationOptions, counted, facts, recipe_of
+from fastprune.methods._zeros import FocusedOptions, counted, facts, recipe_of
 from fastprune.options import expecting
 
 __all__ = ["ApozOptions", "apoz", "plan_by_threshold"]
@@ -26,7 +26,7 @@ __all__ = ["ApozOptions", "apoz", "plan_by_threshold"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-class ApozOptions(ActivationOptions):
+class ApozOptions(FocusedOptions):
     """Options of pruning by APoZ alone.
 
     Attributes:

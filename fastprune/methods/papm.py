@@ -11,13 +11,13 @@ from pydantic import Field
 from fastprune.criteria.papm import joined
 from fastprune.methods import MethodContext, MethodResult, PruneOptions, registry
 from fastprune.methods._solving import plan_of
-from fastprune.methods._zeros import ActivationOptions, counted, facts, recipe_of
+from fastprune.methods._zeros import ActivationOptions, FocusedOptions, counted, facts, recipe_of
 
-__all__ = ["PapmOptions", "papm"]
+__all__ = ["JoinedOptions", "PapmOptions", "papm"]
 
 
-class PapmOptions(ActivationOptions):
-    """Options of PAPM; with any of the limits the threshold finds itself.
+class JoinedOptions(ActivationOptions):
+    """How channels are scored and how many go; with any of the limits the threshold finds itself.
 
     Attributes:
         alpha: α, the share of the weights' norm in the score; the rest is 1 - APoZ.
@@ -26,7 +26,6 @@ class PapmOptions(ActivationOptions):
         size_mb: ``prune.budget.size_mb``: 10^6 bytes of parameters and buffers, or a fraction.
     """
 
-    name: Literal["papm"] = "papm"
     alpha: float = Field(default=0.5, ge=0, le=1)
     params_reduction: float | None = Field(default=None, gt=0, lt=1)
     size_mb: float | None = Field(default=None, gt=0)
@@ -59,6 +58,12 @@ class PapmOptions(ActivationOptions):
                 "prune.budget or prune.ratios"
             )
         return found
+
+
+class PapmOptions(JoinedOptions, FocusedOptions):
+    """Options of PAPM."""
+
+    name: Literal["papm"] = "papm"
 
 
 @registry.register("papm", options=PapmOptions)

@@ -37,7 +37,7 @@ from fastprune.run.report import channel_facts
 from fastprune.training import Progress, choose_progress
 from fastprune.training import evaluate as measure
 
-__all__ = ["count", "evaluate", "members", "prune_config", "run_name"]
+__all__ = ["count", "evaluate", "images_of", "members", "prune_config", "run_name"]
 
 _NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -153,7 +153,7 @@ def evaluate(
     is_saved = _is_saved(model)
     where = device_of(device)
     set_threads(threads)
-    given = _data_options(model, data, root, data_options, normalization)
+    given = images_of(model, data, root, data_options, normalization)
     if is_saved:
         if weights is not None or num_classes is not None or model_options:
             raise ConfigError(f"{model}: is a saved network and has its own weights and options")
@@ -348,7 +348,7 @@ def _is_saved(model: str) -> bool:
     return saved
 
 
-def _data_options(
+def images_of(
     model: str,
     name: str | None,
     root: str | None,

@@ -15,11 +15,19 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from fastprune.config import RunConfig
 from fastprune.errors import CheckpointError, ConfigError
 from fastprune.files import sha256_of, write_atomically, write_json
 from fastprune.methods._states import StateRecord, read_states
 from fastprune.run.comparison_plot import plot_comparison
-from fastprune.run.directory import STAGES, StageRecord, saved_config, stage_key, stored_record
+from fastprune.run.directory import (
+    ENSEMBLE_STAGES,
+    STAGES,
+    StageRecord,
+    saved_config,
+    stage_key,
+    stored_record,
+)
 from fastprune.run.paths import RunPaths, check_run_directory
 
 __all__ = ["COLUMNS", "ComparedRun", "Comparison", "StatePoint", "compare", "print_comparison"]
@@ -127,13 +135,13 @@ def compare(paths: Sequence[Path], out: Path) -> Comparison:
             continue
         seen.add(path.resolve())
         try:
-            run, said = _read(path)
+            rows, said = _read(path)
         except ConfigError as error:
             left_out.append(error.problems[0])
         except KeyError as error:
             left_out.append(f"{path}: of another version of fastprune: its report has no {error}")
         else:
-            runs.append(run)
+            runs += rows
             notes += said
     if not runs:
         raise ConfigError(left_out or "expected a run directory or several")
@@ -208,30 +216,31 @@ def _figure(value: float | None, how: str) -> str | None:
     return None if value is None else format(value, how)
 
 
-def _read(path: Path) -> tuple[ComparedRun, list[str]]:
-    """A run's row, and what is to be said of it.
+def _read(path: Path) -> tuple[list[ComparedRun], list[str]]:
+    """A run's row, of an ensemble one for each number of devices, and what is to be said of it.
 
     Raises:
         ConfigError: it is no run, not finished, or damaged; in one line.
     """
     check_run_directory(path)
-    paths, records = RunPaths(path), _records(path)
+    config, paths = saved_config(path), RunPaths(path)
+    records = _records(path, ENSEMBLE_STAGES if config.method.ensemble else STAGES)
     _check_report(paths, records)
-    config = saved_config(path)
     report = json.loads(paths.report.read_text(encoding="utf-8"))
+    if config.method.ensemble:
+        return _fused_rows(path, config, report), []
     cost, kept, accuracy = report["cost"]["pruned"], report["cost"]["kept"], report["accuracy"]
     before = accuracy["baseline"] or accuracy["trained_by_method"]
     after = accuracy["finetuned"] or accuracy["pruned"]
     states, notes = _states(paths)
     full = report["cost"]["unpruned"]
     points = tuple(_point(state, full) for state in states)
-    options = ", ".join(f"{key}={value}" for key, value in config.model.options.items())
     variant = next((report["notes"][name] for name in _VARIANTS if name in report["notes"]), None)
     row = ComparedRun(
         name=_printable(path.name or path.resolve().name),
         method=report["method"],
         variant=variant,
-        network=report["model"] + (f" ({options})" if options else ""),
+        network=_network(config),
         dataset=report["dataset"],
         seed=report["seed"],
         top1_before=None if before is None else before["top1"],
@@ -248,10 +257,51 @@ def _read(path: Path) -> tuple[ComparedRun, list[str]]:
         path=_printable(str(path)),
         by_state=points,
     )
-    return row, notes
+    return [row], notes
 
 
-def _records(path: Path) -> dict[str, StageRecord]:
+def _network(config: RunConfig) -> str:
+    options = ", ".join(f"{key}={value}" for key, value in config.model.options.items())
+    return config.model.name + (f" ({options})" if options else "")
+
+
+def _fused_rows(path: Path, config: RunConfig, report: dict[str, Any]) -> list[ComparedRun]:
+    """A row for each number of devices: experts without their heads, and the head, together."""
+    full = report["cost"]["unpruned"]
+    experts = {expert["run"]: expert for expert in report["experts"]}
+    rows = []
+    for fusion in report["fusions"]:
+        parts = [experts[run]["cost"] for run in fusion["experts"]]
+        cost = {name: sum(part[name] for part in parts) for name in ("macs", "params", "channels")}
+        cost["params"] += fusion["head"]["params"]
+        shares = {name: round(value / full[name], 6) for name, value in cost.items()}
+        rows.append(
+            ComparedRun(
+                name=_printable(path.name or path.resolve().name),
+                method=report["method"],
+                variant=f"{fusion['devices']} devices",
+                network=_network(config),
+                dataset=report["dataset"],
+                seed=report["seed"],
+                top1_before=report["accuracy"]["baseline"]["top1"],
+                top1_after=fusion["test"]["top1"],
+                macs=cost["macs"],
+                macs_share=shares["macs"],
+                params=cost["params"],
+                params_share=shares["params"],
+                channels=cost["channels"],
+                channels_share=shares["channels"],
+                remaining_weights=None,
+                states=None,
+                seconds=round(sum(report["seconds"].values()), 3),
+                path=_printable(str(path)),
+                by_state=(),
+            )
+        )
+    return rows
+
+
+def _records(path: Path, stages: Sequence[str]) -> dict[str, StageRecord]:
     """What each stage left.
 
     Raises:
@@ -259,7 +309,7 @@ def _records(path: Path) -> dict[str, StageRecord]:
     """
     paths = RunPaths(path)
     records: dict[str, StageRecord] = {}
-    for stage in STAGES:
+    for stage in stages:
         record = stored_record(paths.record_file(stage))
         inputs = {"prune": ("plan",), "finetune": ("prune", "plan")}.get(stage)
         if record is not None and inputs is not None:
@@ -277,10 +327,16 @@ def _check_report(paths: RunPaths, records: dict[str, StageRecord]) -> None:
     file = paths.report
     if not file.is_file() or sha256_of(file) != records["report"].files.get(file.name):
         raise ConfigError(f"{file}: damaged, or of another run; the run's command writes it again")
-    said = json.loads(file.read_text(encoding="utf-8"))["accuracy"]
-    if any(
-        said[name] != records[stage].results.get("metrics") for name, stage in _MEASURED.items()
-    ):
+    said = json.loads(file.read_text(encoding="utf-8"))
+    if "fuse" in records:
+        found = records["fuse"].results["fusions"].values()
+        same = [each["test"] for each in said["fusions"]] == [each["test"] for each in found]
+    else:
+        same = all(
+            said["accuracy"][name] == records[stage].results.get("metrics")
+            for name, stage in _MEASURED.items()
+        )
+    if not same:
         raise ConfigError(f"{file}: of an earlier plan; the run's command writes it again")
 
 
@@ -308,19 +364,21 @@ def _point(state: StateRecord, full: dict[str, int]) -> StatePoint:
 
 def _told_apart(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun], list[str]]:
     """The runs with names of their own: those that share one get the folders it lies in."""
-    names = [run.name for run in runs]
-    parts = [Path(run.path).resolve().parts for run in runs]
+    names_of = {run.path: run.name for run in runs}
+    names = list(names_of.values())
+    parts = [Path(path).resolve().parts for path in names_of]
     for depth in range(2, max(map(len, parts)) + 1):
         names = [
             name if names.count(name) == 1 else _printable("/".join(part[-depth:]))
             for name, part in zip(names, parts, strict=True)
         ]
-    shared = sorted({run.name for run, name in zip(runs, names, strict=True) if run.name != name})
+    own = dict(zip(names_of, names, strict=True))
+    shared = sorted({run.name for run in runs if run.name != own[run.path]})
     notes = [
         f"several runs are called {name!r}, and shown with the folders they lie in"
         for name in shared
     ]
-    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)], notes
+    return [replace(run, name=own[run.path]) for run in runs], notes
 
 
 def _mixed(runs: Sequence[ComparedRun]) -> list[str]:

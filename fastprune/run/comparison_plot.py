@@ -75,7 +75,12 @@ def _draw(axes: Axes, runs: Sequence[ComparedRun], share: str) -> None:
             linewidth=1.1,
             linestyle="solid" if tested else "dashed",
         )
-        name = f"{run.name} (dashed: validation)" if curve and not tested else run.name
+        name = run.name
+        if sum(other.name == name for other in runs) > 1:
+            # An ensemble's rows.
+            name = f"{name}, {run.variant}"
+        if curve and not tested:
+            name += " (dashed: validation)"
         axes.plot(
             [100 * where],
             [run.top1_after],

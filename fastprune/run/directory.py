@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +23,7 @@ from fastprune.errors import ConfigError, DataError, FastpruneError
 from fastprune.files import TEMPORARY, digest_of, sha256_of, write_atomically, write_json
 from fastprune.run.lock import locked
 from fastprune.run.paths import (
+    BASELINE,
     CONFIG,
     ENVIRONMENT,
     FILES,
@@ -36,9 +37,21 @@ from fastprune.run.paths import (
     is_run_directory,
 )
 
-__all__ = ["STAGES", "RunDirectory", "StageRecord", "open_directory", "stage_key", "stored_record"]
+__all__ = [
+    "ENSEMBLE_STAGES",
+    "STAGES",
+    "RunDirectory",
+    "StageRecord",
+    "open_directory",
+    "stage_key",
+    "stored_record",
+]
 
 STAGES = ("baseline", "plan", "prune", "finetune", "report")
+"""Of a run that prunes one network."""
+
+ENSEMBLE_STAGES = ("baseline", "group", "experts", "fuse", "infer", "report")
+"""Of a run that makes several networks and joins them."""
 
 _INPUTS = "inputs.json"
 
@@ -113,7 +126,13 @@ class RunDirectory(RunPaths):
         shutil.copytree(file, self.path / file.name)
 
     def replan(self, config: RunConfig) -> None:
-        """Removes what the plan's stage left, so that it begins anew, by another configuration."""
+        """Removes what the plan's stage left, so that it begins anew, by another configuration.
+
+        Of an ensemble stays what follows from the new configuration too, and of a run that turns
+        into one, or was one, the baseline alone.
+        """
+        if saved_config(self.path).method.ensemble != config.method.ensemble:
+            _clear(self.path, {*_BEFORE_METHOD, f"{RECORDS}/baseline.json", f"{WORK}/baseline"})
         self.record_file("plan").unlink(missing_ok=True)
         shutil.rmtree(self.work_folder("plan"), ignore_errors=True)
         _write_config(self.path, config)
@@ -223,7 +242,12 @@ def saved_config(path: Path) -> RunConfig:
 
 @contextmanager
 def open_directory(
-    path: Path, config: RunConfig, *, fresh: bool = False, replan: bool = False
+    path: Path,
+    config: RunConfig,
+    *,
+    fresh: bool = False,
+    replan: bool = False,
+    moved: bool = False,
 ) -> Iterator[RunDirectory]:
     """The run directory at ``path``, made if need be and locked while open.
 
@@ -237,6 +261,8 @@ def open_directory(
         fresh: remove what an earlier run left (only files that fastprune writes) and start anew.
         replan: another method, budget and fine-tuning than the run's there are welcome; they take
             its place by `RunDirectory.replan`.
+        moved: the weights the network begins with may lie at another path than before; stages
+            follow from their content.
 
     Raises:
         ConfigError: the folder holds something else, a run of another configuration, or a run
@@ -256,7 +282,7 @@ def open_directory(
         if is_run_directory(path) and not _holds_results(path):
             _clear(path)
         if is_run_directory(path):
-            _refuse_other(path, config, _REPLANNED if replan else frozenset())
+            _refuse_other(path, config, _REPLANNED if replan else frozenset(), moved)
         else:
             write_json(path / ENVIRONMENT, environment())
         if not (replan and is_run_directory(path)):
@@ -314,9 +340,14 @@ def _holds_results(path: Path) -> bool:
 _REPLANNED = frozenset({"method", "prune", "finetune"})
 """Parts of a configuration that the baseline does not follow from."""
 
+_BEFORE_METHOD = frozenset({CONFIG, ENVIRONMENT, IMAGES, GRAPH, BASELINE})
+"""Files that the baseline's stage and those before it leave."""
 
-def _refuse_other(path: Path, config: RunConfig, free: frozenset[str]) -> None:
+
+def _refuse_other(path: Path, config: RunConfig, free: frozenset[str], moved: bool) -> None:
     there, wanted = saved_config(path).essence(), config.essence()
+    if moved:
+        there["model"]["weights"] = wanted["model"]["weights"]
     differing = list(
         _differences(
             {key: value for key, value in there.items() if key not in free},
@@ -353,12 +384,18 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _clear(path: Path) -> None:
+def _clear(path: Path, but: Set[str] = frozenset()) -> None:
+    """Removes all that fastprune writes there but some files and folders in folders."""
     for name in FOLDERS:
-        shutil.rmtree(path / name, ignore_errors=True)
+        inside = {kept.partition("/")[2] for kept in but if kept.startswith(f"{name}/")}
+        for there in path.glob(f"{name}/*"):
+            if there.name not in inside:
+                shutil.rmtree(there) if there.is_dir() else there.unlink()
+        if not inside:
+            shutil.rmtree(path / name, ignore_errors=True)
     for name in FILES:
         # The lock is held: removing its file would let a second run lock a new one.
-        if name != LOCK:
+        if name != LOCK and name not in but:
             (path / name).unlink(missing_ok=True)
 
 

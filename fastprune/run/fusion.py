@@ -23,7 +23,7 @@ from fastprune.run.fusion_file import (
     weight_of,
 )
 from fastprune.run.networks import device_of
-from fastprune.run.paths import FUSION, FUSION_HEAD, FUSION_WORK
+from fastprune.run.paths import FUSION_HEAD, FUSION_WORK
 from fastprune.training import Progress
 from fastprune.training.experts import Expert
 from fastprune.training.fusion import FusionOptions, cached_features, fit_head, measure_head
@@ -48,6 +48,7 @@ def fuse(
     data_options: DataOptions,
     seed: int = 0,
     device: str = "auto",
+    work: Path | None = None,
     progress: Progress | None = None,
 ) -> Fusion:
     """Trains a fusion head over saved networks and writes it to a folder, ``fusion.json`` last.
@@ -64,6 +65,7 @@ def fuse(
         data_options: the images; those the experts were trained on.
         seed: of the split of the images, of the head's weights, order and dropout.
         device: where to compute: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        work: folder for the checkpoints of the head's training; by default in ``out``.
         progress: shows how far it is.
 
     Raises:
@@ -89,7 +91,7 @@ def fuse(
             "seed": seed,
         }
     )
-    if (out / FUSION).is_file() and (done := load_fusion(out)).identity == identity:
+    if (done := _stored(out, identity)) is not None:
         return done
     loaded = [_expert(stem, shape).to(where) for stem, _ in described]
     splits, training = data.load(images, seed), data.load_training(images, seed)
@@ -114,7 +116,7 @@ def fuse(
         seen["train"],
         seen["validation"],
         options,
-        directory=out / FUSION_WORK,
+        directory=work or out / FUSION_WORK,
         seed=seed,
         source=identity,
         progress=told,
@@ -144,6 +146,7 @@ def fuse(
         input_shape=shape,
         normalization=given,
         batch_size=images.eval_batch_size,
+        data=data_options,
         identity=identity,
         validation=validation,
         test=test,
@@ -157,15 +160,29 @@ def fuse(
     return fusion
 
 
-def fused_data(fusion: Fusion, options: DataOptions) -> DataOptions:
+def fused_data(fusion: Fusion, options: DataOptions | None = None) -> DataOptions:
     """The options of the images as the fused network expects them.
+
+    Args:
+        fusion: the fused network.
+        options: of the images; by default of those it was fused on.
 
     Raises:
         ConfigError: another normalisation is given.
     """
-    return _data(options, fusion.normalization).model_copy(
+    return _data(options or fusion.data, fusion.normalization).model_copy(
         update={"eval_batch_size": fusion.batch_size}
     )
+
+
+def _stored(out: Path, identity: str) -> Fusion | None:
+    """What was fused there of the same experts in the same way, if all of it still stands."""
+    try:
+        found = load_fusion(out)
+    except ArtifactError:
+        # Missing, or of experts that are not there any more: what is asked for is made.
+        return None
+    return found if found.identity == identity else None
 
 
 def _expert(stem: Path, shape: tuple[int, ...]) -> Expert:

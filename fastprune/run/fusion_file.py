@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fastprune import __version__, artifact
-from fastprune.data import Normalization
+from fastprune.data import DataOptions, Normalization
 from fastprune.errors import ArtifactError
 from fastprune.files import sha256_of, write_json
 from fastprune.nn import FusionHead
@@ -80,6 +80,7 @@ class Fusion:
         input_shape: ``(C, H, W)`` of an image.
         normalization: of the images; None is the dataset's own.
         batch_size: of the batches in which features were computed and accuracies measured.
+        data: options of the images, as they were given.
         identity: digest of experts, data, options and seed.
         validation: how well the fused network does on held-out training images.
         test: how well it does on test images.
@@ -92,10 +93,15 @@ class Fusion:
     input_shape: tuple[int, ...]
     normalization: Normalization | None
     batch_size: int
+    data: DataOptions
     identity: str
     validation: Metrics
     test: Metrics
     training: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as ``fusion.json`` has it."""
+        return {"folder": str(self.folder), **_to_json(self)}
 
 
 def load_fusion(path: Path) -> Fusion:
@@ -224,6 +230,7 @@ def _to_json(fusion: Fusion) -> dict[str, Any]:
         "input_shape": list(fusion.input_shape),
         "normalization": None if normalization is None else normalization.model_dump(mode="json"),
         "batch_size": fusion.batch_size,
+        "data": fusion.data.model_dump(mode="json"),
         "identity": fusion.identity,
         "validation": fusion.validation.to_dict(),
         "test": fusion.test.to_dict(),
@@ -249,6 +256,7 @@ def _from_json(folder: Path, given: Mapping[str, Any]) -> Fusion:
         input_shape=tuple(given["input_shape"]),
         normalization=normalization and Normalization.model_validate(normalization),
         batch_size=int(given["batch_size"]),
+        data=DataOptions.model_validate(given["data"]),
         identity=str(given["identity"]),
         validation=Metrics(**given["validation"]),
         test=Metrics(**given["test"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -11,28 +12,42 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from fastprune import artifact
 from fastprune.config import RunConfig
 from fastprune.data import TrainingImages, load_training
 from fastprune.errors import ConfigError, nearest
 from fastprune.files import sha256_of, write_atomically, write_json
-from fastprune.methods._grouping import SIMILARITIES, Grouping, group_classes, similarity
+from fastprune.methods._grouping import (
+    SIMILARITIES,
+    Grouping,
+    Similarity,
+    group_classes,
+    similarity,
+)
 from fastprune.run.directory import RunDirectory, saved_config, stored_record
 from fastprune.run.grouping_plots import plot_dendrogram, plot_similarity
 from fastprune.run.networks import build_network, choose_normalization, device_of, set_threads
 from fastprune.run.paths import RunPaths, check_run_directory
-from fastprune.training import MeanLogits, Progress, choose_progress, mean_logits
+from fastprune.run.report import row_console
+from fastprune.training import Progress, choose_progress, mean_logits
 
-__all__ = ["GROUP_COLUMNS", "GroupedRun", "group_run", "print_groups", "write_grouping"]
+__all__ = [
+    "GROUP_COLUMNS",
+    "GroupedClasses",
+    "GroupedRun",
+    "group_by",
+    "group_run",
+    "print_groups",
+    "write_grouping",
+]
 
 GROUP_COLUMNS = ("devices", "device", "classes", "names")
 """Of ``groups.csv``, in their order."""
-
-_WIDEST = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,23 +104,82 @@ def group_run(
     if folder.path.exists() and not folder.path.is_dir():
         raise ConfigError(f"--out {folder.path}: is a file; expected a folder")
     config = saved_config(path)
+    own = getattr(config.method, "similarity", alike)
+    if own != alike and folder.path.resolve() == path.resolve():
+        raise ConfigError(
+            f"--similarity: got {alike}, but the groups in {path} are its experts', by {own}; "
+            "expected an --out of its own"
+        )
     _check_baseline(RunPaths(path))
     progress = choose_progress(quiet=quiet)
-    images = _open_images(path, config, progress)
-    try:
-        if images.info.num_classes < 2:
-            raise ConfigError(f"{path}: its dataset has one class; there is nothing to group")
-        means = _mean_logits(path, config, images, progress)
-    finally:
-        images.pipeline.close()
-    matrix = similarity(means.values, alike)
-    grouping = group_classes(matrix, images.info.classes, alike)
+    device = device_of(config.device)
+    set_threads(config.threads)
+    found = group_by(_baseline(path, config), RunDirectory(path), config, alike, device, progress)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        files = write_grouping(folder, grouping, matrix)
+        files = write_grouping(folder, found.grouping, found.similarity)
     except OSError as error:
         raise ConfigError(f"{folder.path}: cannot write there: {error.strerror}") from None
-    return GroupedRun(path, tuple(means.images.tolist()), grouping, files)
+    return GroupedRun(path, found.images, found.grouping, files)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedClasses:
+    """Groups and what they follow from.
+
+    Attributes:
+        grouping: the groups.
+        similarity: ``[K, K]``, of any two classes.
+        images: training images of each class.
+    """
+
+    grouping: Grouping
+    similarity: npt.NDArray[np.float64]
+    images: tuple[int, ...]
+
+
+def group_by(
+    model: Callable[[int], nn.Module],
+    directory: RunDirectory,
+    config: RunConfig,
+    kind: Similarity,
+    device: torch.device,
+    progress: Progress,
+) -> GroupedClasses:
+    """Groups classes by the mean logits that a network gives their training images.
+
+    Args:
+        model: the network, for so many classes.
+        directory: of the run, whose image files are held to those it began with.
+        config: the run's.
+        kind: the similarity.
+        device: where to compute.
+        progress: shows how far it is.
+
+    Raises:
+        FastpruneError: there is one class, or a class has no images.
+    """
+    images = _open_images(directory, config, progress)
+    try:
+        info = images.info
+        if info.num_classes < 2:
+            raise ConfigError(
+                f"{directory.path}: its dataset has one class; there is nothing to group"
+            )
+        means = mean_logits(
+            model(config.model.num_classes or info.num_classes).to(device),
+            images.pipeline,
+            info.classes,
+            device=device,
+            channels_last=True,
+            progress=progress,
+            name="training images",
+        )
+    finally:
+        images.pipeline.close()
+    matrix = similarity(means.values, kind)
+    grouping = group_classes(matrix, info.classes, kind)
+    return GroupedClasses(grouping, matrix, tuple(means.images.tolist()))
 
 
 def write_grouping(
@@ -141,11 +215,7 @@ def print_groups(found: GroupedRun) -> None:
     table = Table("devices", "classes of each", box=SIMPLE_HEAD)
     for devices in grouping.devices:
         table.add_row(str(devices), " | ".join(map(_numbers, grouping.groups(devices))))
-    # Rows are not broken where they go into a file or a pipe.
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=_WIDEST)
-    console.print(table)
+    row_console().print(table)
     names = [f"{number} {name}" for number, name in enumerate(grouping.classes)]
     if any(name != str(number) for number, name in enumerate(grouping.classes)):
         print(f"classes: {', '.join(names)}")
@@ -171,36 +241,25 @@ def _check_baseline(run: RunPaths) -> None:
         raise ConfigError(f"{file}: missing or damaged; the run's command makes it again")
 
 
-def _open_images(path: Path, config: RunConfig, progress: Progress) -> TrainingImages:
+def _open_images(directory: RunDirectory, config: RunConfig, progress: Progress) -> TrainingImages:
     data, chosen = config.data, choose_normalization(config.model, config.data).normalization
     if chosen is not None:
         data = data.model_copy(update={"normalization": chosen})
     images = load_training(data, config.seed, progress)
     try:
-        RunDirectory(path).hold_images(images.listings, progress.note)
+        directory.hold_images(images.listings, progress.note)
     except BaseException:
         images.pipeline.close()
         raise
     return images
 
 
-def _mean_logits(
-    path: Path, config: RunConfig, images: TrainingImages, progress: Progress
-) -> MeanLogits:
-    device = device_of(config.device)
-    set_threads(config.threads)
-    count = config.model.num_classes or images.info.num_classes
-    model, _ = build_network(config.model, count, seed=config.seed)
-    artifact.restore(model, artifact.load_state(RunPaths(path).baseline))
-    return mean_logits(
-        model.to(device),
-        images.pipeline,
-        images.info.classes,
-        device=device,
-        channels_last=True,
-        progress=progress,
-        name="training images",
-    )
+def _baseline(path: Path, config: RunConfig) -> Callable[[int], nn.Module]:
+    def build(classes: int) -> nn.Module:
+        model, _ = build_network(config.model, classes, seed=config.seed)
+        return artifact.restore(model, artifact.load_state(RunPaths(path).baseline))
+
+    return build
 
 
 def _csv(grouping: Grouping) -> bytes:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,6 +70,10 @@ class PartRow:
     high_ms: float
     image_ms: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, by the names of the columns."""
+        return asdict(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Inference:
@@ -89,7 +94,7 @@ class Inference:
 def infer(
     fusion: Path,
     *,
-    data_options: DataOptions,
+    data_options: DataOptions | None = None,
     devices: Sequence[str] = ("cpu",),
     threads: int = 1,
     batches: Sequence[int] | None = None,
@@ -104,7 +109,8 @@ def infer(
 
     Args:
         fusion: folder of ``fusion.json``.
-        data_options: the images; their normalisation and batches are the fusion's.
+        data_options: the images, by default those it was fused on; their normalisation and
+            batches are the fusion's.
         devices: of each expert, or one for all of them: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
             The head and the unpruned network run on the first.
         threads: CPU threads of each process.
@@ -298,5 +304,5 @@ def _csv(rows: Sequence[PartRow]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(PartRow)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows(row.to_dict() for row in rows)
     return text.getvalue().encode()

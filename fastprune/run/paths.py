@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastprune.errors import ConfigError
+from fastprune.files import digest_of
 
 __all__ = ["RunPaths", "check_run_directory", "is_run_directory"]
 
@@ -40,6 +42,7 @@ GROUPS = "groups.csv"
 SIMILARITY = "similarity.npy"
 SIMILARITY_PLOT = "similarity.png"
 DENDROGRAM = "dendrogram.png"
+DEVICES_PLOT = "devices.png"
 
 FILES = (
     CONFIG,
@@ -70,12 +73,18 @@ FILES = (
     SIMILARITY,
     SIMILARITY_PLOT,
     DENDROGRAM,
+    DEVICES_PLOT,
     LOCK,
 )
 RECORDS = "stages"
 WORK = "work"
 STATE_WEIGHTS = "states"
-FOLDERS = (RECORDS, WORK, STATE_WEIGHTS)
+EXPERTS = "experts"
+FUSED = "fused"
+FOLDERS = (RECORDS, WORK, STATE_WEIGHTS, EXPERTS, FUSED)
+
+_LONGEST = 100
+"""Characters of a folder's name; file systems take 255."""
 
 
 def is_run_directory(path: Path) -> bool:
@@ -213,6 +222,32 @@ class RunPaths:
     def dendrogram(self) -> Path:
         """In which order classes were merged, and at which distances."""
         return self.path / DENDROGRAM
+
+    @property
+    def devices_plot(self) -> Path:
+        """Accuracy of the fused network, and its latency, over the number of devices."""
+        return self.path / DEVICES_PLOT
+
+    @property
+    def experts(self) -> Path:
+        """Folder of the runs of an ensemble's networks."""
+        return self.path / EXPERTS
+
+    def expert(self, classes: Sequence[int]) -> Path:
+        """The run of the network for some classes."""
+        name = "-".join(map(str, classes))
+        if len(name) > _LONGEST:
+            name = f"{classes[0]}-and-{len(classes) - 1}-more-{digest_of(list(classes))[:12]}"
+        return self.experts / name
+
+    @property
+    def fused(self) -> Path:
+        """Folder of the fused networks."""
+        return self.path / FUSED
+
+    def fusion(self, devices: int) -> Path:
+        """The network that is fused of so many experts: a folder."""
+        return self.fused / str(devices)
 
     @property
     def of_methods(self) -> tuple[Path, ...]:

@@ -1,4 +1,4 @@
-"""One run: baseline, plan, prune, fine-tune, report. Repeating it goes on where it stopped.
+"""One run, from its configuration to its report. Repeating it goes on where it stopped.
 
 Every stage reads what it needs from the files of the stages before, also within one process, so a
 run that was interrupted and one that was not compute the same.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fastprune.config import RunConfig
 from fastprune.errors import ConfigError, nearest
 from fastprune.run.checks import check_recipes
 from fastprune.run.directory import open_directory
+from fastprune.run.ensemble import EnsembleRun
 from fastprune.run.networks import device_of, set_threads
 from fastprune.run.pruning import PruningRun
 from fastprune.training import choose_progress
@@ -50,24 +52,22 @@ def run(
     Raises:
         FastpruneError: what the user can mend; what was done so far is kept.
     """
-    kind = PruningRun
+    kind = EnsembleRun if config.method.ensemble else PruningRun
     if until not in kind.stages:
         raise ConfigError(f"--until: unknown stage {until!r}{nearest(until, kind.stages)}")
     device = device_of(config.device)
     set_threads(config.threads)
     check_recipes(config, device)
-    with open_directory(path, config, fresh=fresh, replan=fresh_search) as directory:
-        this = kind(config, directory, device, choose_progress(quiet=quiet))
+    with (
+        open_directory(path, config, fresh=fresh, replan=fresh_search) as directory,
+        closing(kind(config, directory, device, choose_progress(quiet=quiet))) as this,
+    ):
         this.repeat = shlex.join(part for part in command if part not in _ONCE)
-        try:
-            if fresh_search:
-                # First, since a search may have taken days, and what is refused replaces none.
-                this.check(this.trace(this.fresh(config.seed).to(device)))
-                directory.replan(config)
-            for stage in kind.stages[: kind.stages.index(until) + 1]:
-                record = this.run_stage(stage)
-        finally:
-            this.close()
+        if fresh_search:
+            # First, since a search may have taken days, and what is refused replaces none.
+            this.check(this.trace(this.fresh(config.seed).to(device)))
+            directory.replan(config)
+        record = this.run_until(until)
         if until != "report":
             return {"stage": until, **record.results}
         report: dict[str, Any] = json.loads(directory.report.read_text())

@@ -231,6 +231,7 @@ class PruningRun(StagedRun):
     def report(self, work: Path) -> Made:
         model, plan = self.unpruned(), self.stored_plan()
         small = artifact.load(self.directory.pruned, device=self.device)
+        focus = self.write_classes(model, small)
         content = build_report(
             config=self.config,
             records=self.records,
@@ -244,29 +245,30 @@ class PruningRun(StagedRun):
             device=self.device,
             command=self.repeat,
             directory=self.directory.path,
+            focus=focus,
         )
         directory = self.directory
         full = {group.name: group.channels for group in self.trace(model).groups}
         plot_channels(directory.channels_plot, full, plan.widths())
-        self.write_classes(model, small)
         write_json(directory.report, content)
-        return {}, (directory.report,)
+        return {"focus": focus}, (directory.report,)
 
-    def write_classes(self, unpruned: nn.Module, pruned: nn.Module) -> None:
-        """Each class's test accuracy, where the pruned network is for some of them."""
-        focus, info = self.config.method.focus, self.info
-        if not focus:
+    def write_classes(self, unpruned: nn.Module, pruned: nn.Module) -> dict[str, Any] | None:
+        """Each class's test accuracy, where the pruned network is for some; their means."""
+        classes, info = self.config.method.focus, self.info
+        if not classes:
             self.directory.classes.unlink(missing_ok=True)
-            return
+            return None
         networks = {"unpruned": unpruned, "pruned": pruned}
         found = {name: self.measured(net, info.num_classes) for name, net in networks.items()}
-        write_classes(self.directory.classes, found, info.classes, focus)
-        before, after = (metrics.mean_of(focus) for metrics in found.values())
-        if before is not None and after is not None:
+        write_classes(self.directory.classes, found, info.classes, classes)
+        means = {name: metrics.mean_of(classes) for name, metrics in found.items()}
+        if None not in means.values():
             self.say(
-                f"classes in focus: test top-1 {before:.2f} % unpruned, {after:.2f} % pruned; "
-                f"each class: {self.directory.classes}"
+                f"classes in focus: test top-1 {means['unpruned']:.2f} % unpruned, "
+                f"{means['pruned']:.2f} % pruned; each class: {self.directory.classes}"
             )
+        return {"classes": list(classes), **means}
 
 
 def _reopened(

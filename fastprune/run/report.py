@@ -23,12 +23,16 @@ __all__ = [
     "build_report",
     "channel_facts",
     "interleaved_latency",
+    "left_out",
     "narrowest_groups",
     "print_counts",
     "print_members",
     "print_metrics",
     "print_report",
     "print_stage",
+    "row_console",
+    "share",
+    "steady_warning",
 ]
 
 _WARM_UP = 3
@@ -36,6 +40,7 @@ _STEADY = 0.25
 """Spread from which on a latency is worth little."""
 
 _SHOWN = 8
+_WIDEST = 10_000
 # What a search found, in the words of its method.
 _FOUND = ("code", "gene")
 
@@ -54,6 +59,7 @@ def build_report(
     device: torch.device,
     command: str,
     directory: Path,
+    focus: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The content of report.json; all but latency, seconds, kills and warnings repeats exactly."""
     full, small = graph.cost().to_dict(), records["prune"].results["cost"]
@@ -98,7 +104,8 @@ def build_report(
             for row in graph.unprunable
         ],
         "notes": records["plan"].results["notes"],
-        "warnings": [*_warnings(latency, config), *_left_out(records)],
+        "focus": focus,
+        "warnings": [*_warnings(latency, config), *left_out(records)],
         "seconds": {name: record.seconds for name, record in records.items()},
         "kills": {name: record.kills for name, record in records.items() if record.kills},
         "command": command or f"fastprune run {directory}/config.yaml --out {directory}",
@@ -167,16 +174,26 @@ def _warnings(latency: Mapping[str, Any] | None, config: RunConfig) -> list[str]
             f"the pruned network is not faster on this device "
             f"({latency['pruned_ms']} ms, unpruned {latency['unpruned_ms']} ms){hint}"
         )
-    if latency["spread"] > _STEADY:
-        found.append(
-            f"half of the measured times differ by {latency['spread']:.0%} of their median, so "
-            "the latencies are rough: something else is using this machine; latency.repeats takes "
-            "more of them"
-        )
-    return found
+    return found + steady_warning(latency["spread"], "latency.repeats")
 
 
-def _left_out(records: Mapping[str, StageRecord]) -> list[str]:
+def steady_warning(spread: float, option: str) -> list[str]:
+    """A line where measured times scatter too much; none where they do not.
+
+    Args:
+        spread: distance between their quartiles as a share of the median.
+        option: of the configuration, that takes more of them.
+    """
+    if spread <= _STEADY:
+        return []
+    return [
+        f"half of the measured times differ by {spread:.0%} of their median, so the latencies are "
+        f"rough: something else is using this machine; {option} takes more of them"
+    ]
+
+
+def left_out(records: Mapping[str, StageRecord]) -> list[str]:
+    """A line on image files that could not be read; none where there are none."""
     names = sorted({name for record in records.values() for name in record.bad_images})
     if not names:
         return []
@@ -215,10 +232,18 @@ def channel_facts(graph: ChannelGraph) -> dict[str, Any]:
     }
 
 
-def print_report(report: Mapping[str, Any]) -> None:
-    """The report as tables on standard output."""
+def row_console() -> Console:
+    """Standard output, where the rows of a table are not broken if they go to a file or a pipe."""
     # No markup: names of files, and commands, have brackets of their own.
     console = Console(highlight=False, markup=False)
+    return (
+        console if console.is_terminal else Console(highlight=False, markup=False, width=_WIDEST)
+    )
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """The report as tables on standard output."""
+    console = row_console()
     title = f"{report['model']} on {report['dataset']}, {report['method']}, seed {report['seed']}"
     console.print(title, style="bold")
     cost, latency = report["cost"], report["latency"]
@@ -228,19 +253,19 @@ def print_report(report: Mapping[str, Any]) -> None:
     for metric in ("macs", "params", "channels"):
         full, small = cost["unpruned"][metric], cost["pruned"][metric]
         table.add_row(
-            metric.replace("macs", "MACs"), f"{full:,}", f"{small:,}", _share(small, full)
+            metric.replace("macs", "MACs"), f"{full:,}", f"{small:,}", share(small, full)
         )
     notes = report["notes"]
     if "remaining_weights" in notes:
         # Of a ticket with single weights at zero the other rows say nothing.
         full, small = notes["prunable_weights"], notes["remaining_weights"]
-        table.add_row("prunable weights", f"{full:,}", f"{small:,}", _share(small, full))
+        table.add_row("prunable weights", f"{full:,}", f"{small:,}", share(small, full))
     full, small = cost["unpruned"]["size_mb"], cost["pruned"]["size_mb"]
-    table.add_row("size, MB", f"{full:.2f}", f"{small:.2f}", _share(small, full))
+    table.add_row("size, MB", f"{full:.2f}", f"{small:.2f}", share(small, full))
     if latency is not None:
         before, after = latency["unpruned_ms"], latency["pruned_ms"]
         label = f"latency, ms (batch {latency['batch_size']}, {latency['device']})"
-        table.add_row(label, f"{before:.2f}", f"{after:.2f}", _share(after, before))
+        table.add_row(label, f"{before:.2f}", f"{after:.2f}", share(after, before))
     console.print(table)
     fresh = report["notes"].get("weights") == "fresh"
     names = {
@@ -332,7 +357,7 @@ def print_counts(counts: Mapping[str, Any]) -> None:
         row = [_figure(counts[metric])]
         if "pruned" in counts:
             small = counts["pruned"][metric]
-            row += [_figure(small), _share(small, counts[metric])]
+            row += [_figure(small), share(small, counts[metric])]
         if dropped:
             row.append(f"{100 * dropped[metric]:.2f} %" if metric in dropped else "")
         table.add_row(metric, *row)
@@ -374,5 +399,6 @@ def _figure(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
 
 
-def _share(small: float, full: float) -> str:
+def share(small: float, full: float) -> str:
+    """A part of a whole as a table shows it."""
     return f"{100 * small / full:.1f} %" if full else "–"

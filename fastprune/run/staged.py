@@ -62,6 +62,12 @@ class StagedRun(ABC):
         self.records: dict[str, StageRecord] = {}
         self.normalization = choose_normalization(config.model, config.data)
 
+    def run_until(self, last: str) -> StageRecord:
+        """The record of a stage; it and those before it are run where they do not stand."""
+        for stage in self.stages[: self.stages.index(last) + 1]:
+            record = self.stage(stage, self.inputs(stage), self.maker(stage))
+        return record
+
     @abstractmethod
     def inputs(self, stage: str) -> Any:
         """What a stage follows from, as plain data; those before it have their records."""
@@ -73,10 +79,6 @@ class StagedRun(ABC):
     @abstractmethod
     def check(self, graph: ChannelGraph) -> None:
         """Refuses what could only fail after training, and says what can be reached."""
-
-    def run_stage(self, name: str) -> StageRecord:
-        """The record of a stage, once those before it have theirs."""
-        return self.stage(name, self.inputs(name), self.maker(name))
 
     def say(self, line: str) -> None:
         self.progress.note(f"fastprune: {line}")
@@ -167,8 +169,11 @@ class StagedRun(ABC):
         weights = config.model.weights
         given = Path(weights) if weights else None
         code = Path(config.model.name.rpartition(":")[0]).expanduser()
+        essence = {k: v for k, v in config.essence().items() if k not in _LATER}
+        # What a file holds counts, and not where it lies.
+        del essence["model"]["weights"]
         return {
-            "config": {k: v for k, v in config.essence().items() if k not in _LATER},
+            "config": essence,
             "keep": config.prune.keep,
             "select": config.method.selected,
             "weights": sha256_of(given) if given is not None and given.is_file() else weights,

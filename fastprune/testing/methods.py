@@ -116,7 +116,7 @@ def check_method(
     _hold(options.problems(prune) == [], f"options: {options.problems(prune)}")
     context = method_context(folder / "a", options, prune)
     before = {name: tensor.clone() for name, tensor in context.model.state_dict().items()}
-    first = entry.build(context, options)
+    first: MethodResult = entry.build(context, options)
     _same(before, context.model.state_dict(), "the context's network was altered")
     context.graph.check(first.plan)
     small = apply_plan(
