@@ -7,12 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastprune.errors import CheckpointError, ConfigError
 from fastprune.files import sha256_of
 from fastprune.graph import PruningPlan
+from fastprune.methods._grouping import Grouping
 from fastprune.methods._states import StateRecord, read_states
 from fastprune.methods._trials import TrialLog
 from fastprune.run.directory import stored_record
+from fastprune.run.ensemble_report import plot_devices
+from fastprune.run.grouping_plots import plot_dendrogram, plot_similarity
 from fastprune.run.paths import RunPaths, check_run_directory
 from fastprune.run.plots import plot_channels, plot_search, plot_training
 from fastprune.run.state_plots import plot_penalty, plot_state_channels, plot_states
@@ -55,6 +60,7 @@ def draw_run(path: Path, out: Path | None = None) -> list[Path]:
         widths = plan.widths()
         drawings.append((folder.channels_plot, lambda file: plot_channels(file, full, widths)))
     drawings += state_drawings(records, full, folder)
+    drawings += _ensemble_drawings(run, folder)
     if not drawings:
         raise ConfigError(f"{path}: holds nothing to draw yet, not one epoch of a training")
     try:
@@ -88,6 +94,25 @@ def state_drawings(
     return drawings
 
 
+def _ensemble_drawings(run: RunPaths, folder: RunPaths) -> list[Drawing]:
+    """Of a run of several joined networks; none of another."""
+    drawings: list[Drawing] = []
+    stored, similarity = (
+        _result(run, "group", run.grouping),
+        _standing(run, "group", run.similarity),
+    )
+    if stored is not None and similarity is not None:
+        grouping, matrix = Grouping.from_json(stored), np.load(similarity)
+        drawings += [
+            (folder.similarity_plot, lambda file: plot_similarity(file, matrix, grouping)),
+            (folder.dendrogram, lambda file: plot_dendrogram(file, grouping)),
+        ]
+        report = _result(run, "report", run.report)
+        if report is not None:
+            drawings.append((folder.devices_plot, lambda file: plot_devices(file, report)))
+    return drawings
+
+
 def _groups(run: RunPaths) -> dict[str, int]:
     """Channels of the unpruned network's groups; none before the baseline is done."""
     facts = _result(run, "baseline", run.graph)
@@ -106,12 +131,22 @@ def _result(run: RunPaths, stage: str, file: Path) -> Any:
     Raises:
         ConfigError: it is not what the stage wrote.
     """
+    standing = _standing(run, stage, file)
+    return None if standing is None else json.loads(standing.read_text(encoding="utf-8"))
+
+
+def _standing(run: RunPaths, stage: str, file: Path) -> Path | None:
+    """A stage's file; None before the stage is done.
+
+    Raises:
+        ConfigError: it is not what the stage wrote.
+    """
     record = stored_record(run.record_file(stage))
     if record is None:
         return None
     if not file.is_file() or sha256_of(file) != record.files.get(file.name):
         raise ConfigError(f"{file}: missing or damaged; the run's command makes it again")
-    return json.loads(file.read_text(encoding="utf-8"))
+    return file
 
 
 def _of_plan(file: Path, run: RunPaths, plan: PruningPlan | None) -> Path | None:

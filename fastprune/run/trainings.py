@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from fastprune.errors import CheckpointError
-from fastprune.run.directory import STAGES
+from fastprune.run.directory import ENSEMBLE_STAGES, STAGES
 from fastprune.run.paths import RunPaths
 from fastprune.training._store import METRICS
 from fastprune.training.evaluator import CANDIDATES
@@ -35,20 +35,26 @@ _EPOCH = TypeAdapter(Epoch)
 def read_trainings(run: RunPaths) -> dict[str, tuple[Epoch, ...]]:
     """The epochs of every training, by its name, in the order of training.
 
-    Those of a search's candidates are left out: its trials say what came of them.
+    Those of a search's candidates are left out: its trials say what came of them. An ensemble's
+    experts are runs of their own.
 
     Raises:
         CheckpointError: a line is damaged.
     """
     found = {}
-    for stage in STAGES:
+    for stage in dict.fromkeys((*STAGES, *ENSEMBLE_STAGES)):
         folder = run.work_folder(stage)
         for file in sorted(folder.rglob(METRICS), key=_naturally):
             inside = file.parent.relative_to(folder).parts
             epochs = _epochs(file)
             if epochs and CANDIDATES not in inside:
-                found[" ".join(inside or (stage,))] = epochs
+                found[_name(stage, inside)] = epochs
     return found
+
+
+def _name(stage: str, inside: tuple[str, ...]) -> str:
+    # The folders of an ensemble's heads are numbers of devices.
+    return f"head, {inside[0]} devices" if stage == "fuse" else " ".join(inside or (stage,))
 
 
 def _epochs(file: Path) -> tuple[Epoch, ...]:
