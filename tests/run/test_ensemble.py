@@ -1,0 +1,340 @@
+"""Whole runs of networks for several devices: what they are made of, and kills in every stage."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fastprune import artifact, data
+from fastprune.cli import app
+from fastprune.config import make_config
+from fastprune.errors import ArtifactError, ConfigError, FastpruneError
+from fastprune.files import TEMPORARY
+from fastprune.run import pipeline
+from fastprune.run.compare import compare
+from fastprune.run.directory import ENSEMBLE_STAGES
+from fastprune.run.fusion import fused_data
+from fastprune.run.fusion_file import fused_network, load_fusion
+from fastprune.run.grouping import group_run
+from fastprune.run.inference import infer
+from fastprune.training import evaluate
+
+# A checkpoint after every step, so that a training can be killed anywhere and go on.
+TRAIN = {"epochs": 2, "lr": 0.05, "precision": "fp32", "checkpoint_every": 0}
+GIVEN: dict[str, Any] = {
+    "model": {"name": "fastprune.testing.methods:TinyResidual"},
+    "data": {
+        "name": "digits",
+        "train_limit": 150,
+        "test_limit": 40,
+        "batch_size": 32,
+        "validation": 50,
+    },
+    "baseline": TRAIN,
+    "method": {
+        "name": "papm_split",
+        "devices": [2, 3],
+        "params_reduction": 0.4,
+        "head": {"epochs": 2, "batch_size": 32, "checkpoint_every": 0},
+        "inference": {"batches": [1], "repeats": 2},
+    },
+    "finetune": TRAIN,
+    "threads": 1,
+    "device": "cpu",
+}
+ONE = GIVEN | {"method": GIVEN["method"] | {"devices": 2}}
+MEASURED = ("seconds", "kills", "warnings", "command", "directory")
+
+
+def run(given: dict[str, Any], folder: Path, **how: Any) -> dict[str, Any]:
+    return pipeline.run(make_config(given), folder, quiet=True, **how)
+
+
+def lasting(folder: Path) -> dict[str, Any]:
+    report = json.loads((folder / "report.json").read_text())
+    for fusion in report["fusions"]:
+        del fusion["latency"]
+    return {name: value for name, value in report.items() if name not in MEASURED}
+
+
+def products(folder: Path) -> dict[str, bytes]:
+    """All that lasts of a run, by its name."""
+    found = [*folder.glob("experts/*/pruned.*"), *folder.glob("fused/*/*.safetensors")]
+    found += [folder / "baseline.safetensors", folder / "groups.csv", folder / "similarity.npy"]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(found)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, to be left as it is."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("ensemble") / "run"
+    run(GIVEN, folder)
+    return folder
+
+
+@pytest.fixture
+def copied(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "copied"))
+
+
+def test_a_run_is_its_groups_experts_and_heads(whole: Path) -> None:
+    report = json.loads((whole / "report.json").read_text())
+    groups = {n: [tuple(part) for part in parts] for n, parts in report["groups"].items()}
+
+    assert {len(parts) for parts in groups.values()} == {2, 3}
+    for parts in groups.values():
+        assert sorted(label for part in parts for label in part) == list(range(10))
+    # A group of both numbers of devices is one expert.
+    wanted = {part for parts in groups.values() for part in parts}
+    assert {tuple(expert["classes"]) for expert in report["experts"]} == wanted
+    assert len(wanted) == 4
+    names = {"-".join(map(str, part)) for part in wanted}
+    assert {folder.name for folder in (whole / "experts").iterdir()} == names
+    full = report["cost"]["unpruned"]["params"]
+    for expert in report["experts"]:
+        small = artifact.load(whole / expert["run"])
+        assert sum(p.numel() for p in small.parameters()) == expert["cost"]["params"]
+        assert expert["cost"]["params"] <= 0.6 * full
+        assert (whole / expert["run"] / "classes.csv").is_file()
+    for picture in ("similarity.png", "dendrogram.png", "devices.png"):
+        assert (whole / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_experts_inherit_the_weights_of_the_baseline(whole: Path) -> None:
+    trained = artifact.load_state(whole / "baseline.safetensors")
+    for folder in (whole / "experts").iterdir():
+        theirs = artifact.load_state(folder / "baseline.safetensors")
+        assert all(torch.equal(theirs[name], tensor) for name, tensor in trained.items())
+        plan = json.loads((folder / "plan.json").read_text())["keep"]
+        start = artifact.load_state(folder / "finetune_start.safetensors")
+        stem = next(kept for name, kept in plan.items() if name.startswith("stem"))
+        assert torch.equal(start["stem.weight"], trained["stem.weight"][list(stem)])
+        report = json.loads((folder / "report.json").read_text())
+        assert report["accuracy"]["baseline"] is not None
+        assert report["method"] == "papm"
+
+
+def test_the_fused_accuracy_is_that_of_one_network_and_of_split_inference(whole: Path) -> None:
+    report = json.loads((whole / "report.json").read_text())
+    for row in report["fusions"]:
+        fusion = load_fusion(whole / "fused" / str(row["devices"]))
+        pipeline_, _ = data.load_test(fused_data(fusion))
+        found = evaluate(fused_network(fusion), pipeline_, device="cpu").to_dict()
+
+        assert found == row["test"] == row["split"]["test"]
+        assert row["split"]["equal"]
+        parts = {part["part"] for part in row["latency"]}
+        assert {f"expert {n}" for n in range(row["devices"])} < parts
+        assert {"slowest expert", "head", "slowest + head", "whole", "unpruned"} < parts
+
+
+def test_again_it_does_nothing_and_a_moved_run_is_the_same(whole: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(whole, tmp_path / "elsewhere" / "moved"))
+    before = {p: p.read_bytes() for p in moved.rglob("*") if p.is_file()}
+
+    run(GIVEN, moved)
+
+    changed = {p.name for p, content in before.items() if p.read_bytes() != content}
+    assert changed <= {"lock"}
+    assert lasting(moved) == lasting(whole)
+
+
+def test_what_is_lost_of_an_expert_is_made_again(whole: Path, copied: Path) -> None:
+    expert = next((copied / "experts").iterdir())
+    (expert / "pruned.safetensors").write_bytes(b"damaged")
+    (expert / "stages/finetune.json").unlink()
+    head = copied / "fused/3/head.safetensors"
+    head.unlink()
+
+    run(GIVEN, copied)
+
+    assert products(copied) == products(whole)
+    assert lasting(copied) == lasting(whole)
+
+
+def test_a_foreign_expert_is_an_error_that_names_it(copied: Path) -> None:
+    one, other, *_ = sorted((copied / "experts").iterdir())
+    for kind in ("json", "safetensors"):
+        shutil.copy(one / f"pruned.{kind}", other / f"pruned.{kind}")
+    named = [
+        folder
+        for folder in (copied / "fused").iterdir()
+        if f"{other.name}/pruned" in (folder / "fusion.json").read_text()
+    ]
+
+    for folder in named:
+        with pytest.raises(
+            ArtifactError, match=rf"expert \d: .*{other.name}/pruned.*not the file"
+        ):
+            infer(folder)
+    assert named
+
+
+def test_other_devices_keep_the_experts_that_they_share(copied: Path) -> None:
+    there = {folder: folder.stat().st_mtime_ns for folder in copied.glob("experts/*/pruned.*")}
+    changed = GIVEN | {"method": GIVEN["method"] | {"devices": [3]}}
+    with pytest.raises(ConfigError, match=r"method\.devices: \[2, 3\] there, \[3\] now"):
+        run(changed, copied)
+
+    report = run(changed, copied, fresh_search=True)
+
+    assert [fusion["devices"] for fusion in report["fusions"]] == [3]
+    assert len(list((copied / "experts").iterdir())) == 3
+    assert [folder.name for folder in (copied / "fused").iterdir()] == ["3"]
+    left = {file: when for file, when in there.items() if file.exists()}
+    assert len(left) == 6
+    assert all(file.stat().st_mtime_ns == when for file, when in left.items())
+    # And what one network is made of does not stay behind, or is taken for it.
+    alone = GIVEN | {"method": {"name": "papm", "params_reduction": 0.4}}
+    run(alone, copied, fresh_search=True)
+    assert not (copied / "experts").exists()
+    assert not (copied / "fused").exists()
+    assert (copied / "pruned.json").is_file()
+    run(GIVEN, copied, fresh_search=True, until="group")
+    assert not (copied / "pruned.json").exists()
+
+
+@pytest.mark.parametrize("stage", ENSEMBLE_STAGES)
+def test_killed_in_a_stage_it_goes_on_and_ends_the_same(
+    server: Any, whole: Path, stage: str, tmp_path: Path
+) -> None:
+    # What comes before the stage is there, so that only the stage itself is done twice.
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    for later in ENSEMBLE_STAGES[ENSEMBLE_STAGES.index(stage) :]:
+        (folder / "stages" / f"{later}.json").unlink()
+    if stage in ("baseline", "experts"):
+        shutil.rmtree(folder / "experts")
+        shutil.rmtree(folder / "work")
+
+    assert server.run(GIVEN, folder, f"stage {stage}", 1) == -signal.SIGKILL
+    assert not (folder / "stages" / f"{stage}.json").is_file()
+    assert server.run(GIVEN, folder) == 0
+
+    assert products(folder) == products(whole)
+    assert lasting(folder) == lasting(whole)
+
+
+def test_killed_at_random_it_ends_the_same(server: Any, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    assert server.run(ONE, whole) == 0
+    folder, drawn, killed = tmp_path / "run", random.Random(0), 0
+    most = {"step": 12, "before a rename": 25, "after a rename": 25}
+    for _ in range(12):
+        event = drawn.choice(list(most))
+        if server.run(ONE, folder, event, drawn.randrange(1, most[event])) == 0:
+            break
+        killed += 1
+    assert server.run(ONE, folder) == 0
+
+    assert killed >= 6
+    assert products(folder) == products(whole)
+    assert lasting(folder) == lasting(whole)
+    assert not list(folder.rglob(f"{TEMPORARY}*"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"method": GIVEN["method"] | {"devices": 11}},
+            r"method\.devices: got 11, but digits has",
+        ),
+        ({"model": {"name": "squeezenet1_1"}}, r"expected a last Linear layer"),
+        (
+            {"method": {"name": "papm_split", "params_reduction": 0.999999}},
+            r"cannot be reached",
+        ),
+    ],
+    ids=["devices", "head", "budget"],
+)
+def test_what_cannot_work_is_refused_before_any_training(
+    changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(FastpruneError, match=message):
+        run(GIVEN | changed, tmp_path / "run")
+
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"finetune": TRAIN | {"focus": {"classes": [1]}}}, r"finetune\.focus: each network"),
+        ({"data": GIVEN["data"] | {"validation": 0}}, r"data\.validation: got 0"),
+        ({"method": {"name": "papm_split", "devices": 1}}, r"method\.devices"),
+        ({"method": {"name": "papm_split", "devices": [3, 3]}}, r"different numbers of devices"),
+        ({"method": {"name": "papm_split"}}, r"method\.params_reduction: expected how much"),
+        (
+            {"method": GIVEN["method"] | {"inference": {"devices": ["cpu", "cpu"]}}},
+            r"method\.inference\.devices: expected one for all experts",
+        ),
+    ],
+)
+def test_wrong_options_are_named(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_config(GIVEN | changed)
+
+
+def test_the_groups_of_its_experts_are_not_overwritten(copied: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--similarity: got covariance"):
+        group_run(copied, "covariance", quiet=True)
+
+    assert group_run(copied, "covariance", tmp_path / "other", quiet=True).grouping
+    assert group_run(copied, quiet=True).run == copied
+    run(GIVEN, copied)
+
+
+def test_it_is_compared_by_a_row_for_each_number_of_devices(whole: Path, tmp_path: Path) -> None:
+    found = compare([whole], tmp_path)
+    report = json.loads((whole / "report.json").read_text())
+
+    assert [row.variant for row in found.runs] == ["2 devices", "3 devices"]
+    assert [row.top1_after for row in found.runs] == [
+        fusion["test"]["top1"] for fusion in report["fusions"]
+    ]
+    first = [
+        expert for expert in report["experts"] if expert["run"] in report["fusions"][0]["experts"]
+    ]
+    assert found.runs[0].macs == sum(expert["cost"]["macs"] for expert in first)
+
+
+def test_the_commands_fuse_and_infer(copied: Path, tmp_path: Path) -> None:
+    def call(*words: str) -> Any:
+        result = CliRunner().invoke(app, [*words, "--quiet", "--json"])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    (copied / "stages/fuse.json").unlink()
+    shutil.rmtree(copied / "fused")
+    fused = call("fuse", str(copied))
+    assert [len(fusion["experts"]) for fusion in fused] == [2, 3]
+
+    once = call("infer", str(copied), "--repeats", "2", "--batch", "1")
+    assert [found["devices"] for found in once] == [2, 3]
+    assert all(found["equal"] for found in once)
+    assert "unpruned" in {row["part"] for row in once[0]["latency"]}
+
+    experts = [str(copied / "experts" / name) for name in sorted(_names(copied, "2"))]
+    (own,) = call(
+        *("fuse", *experts, "--out", str(tmp_path / "own"), "--head-option", "epochs=1"),
+        *("--device", "cpu"),
+    )
+    assert own["training"]["epochs"] == 1
+    refused = CliRunner().invoke(app, ["fuse", str(copied), "--out", str(tmp_path / "x")])
+    assert refused.exit_code == 2
+    refused = CliRunner().invoke(app, ["infer", str(tmp_path)])
+    assert refused.exit_code == 2
+
+
+def _names(folder: Path, devices: str) -> list[str]:
+    fusion = json.loads((folder / "fused" / devices / "fusion.json").read_text())
+    return [Path(expert["file"]).parent.name for expert in fusion["experts"]]
