@@ -27,11 +27,19 @@ class Server:
             text=True,
         )
 
-    def run(self, given: dict[str, Any], folder: Path, event: str = "", count: int = 0) -> int:
+    def run(
+        self,
+        given: dict[str, Any],
+        folder: Path,
+        event: str = "",
+        count: int = 0,
+        until: str = "report",
+    ) -> int:
         """The exit code of a run; -9 if it was killed."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         order = {"given": given, "folder": str(folder), "event": event, "count": count}
+        order["until"] = until
         print(json.dumps(order), file=self.process.stdin, flush=True)
         return int(self.process.stdout.readline())
 

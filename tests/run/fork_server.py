@@ -70,7 +70,8 @@ def serve() -> None:
             torch.set_num_threads(1)
             if order["count"]:
                 arrange(order["event"], order["count"])
-            pipeline.run(make_config(order["given"]), Path(order["folder"]), quiet=True)
+            given, folder = make_config(order["given"]), Path(order["folder"])
+            pipeline.run(given, folder, quiet=True, until=order["until"])
             os._exit(0)
         if order["event"] == "time" and order["count"]:
             with os.fdopen(os.pidfd_open(child)) as ended:
