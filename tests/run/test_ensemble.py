@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from fastprune import artifact, data
 from fastprune.cli import app
-from fastprune.config import make_config
+from fastprune.config import load_config, make_config
 from fastprune.errors import ArtifactError, ConfigError, FastpruneError
 from fastprune.files import TEMPORARY
 from fastprune.run import pipeline
@@ -338,6 +338,17 @@ def test_the_commands_fuse_and_infer(one: Path, tmp_path: Path) -> None:
     assert refused.exit_code == 2
     refused = CliRunner().invoke(app, ["infer", str(tmp_path)])
     assert refused.exit_code == 2
+
+
+def test_on_digits_the_fused_network_is_as_good_as_its_baseline(tmp_path: Path) -> None:
+    file = Path(__file__).parents[2] / "configs" / "papm_split_quick_digits.yaml"
+    report = pipeline.run(load_config(file, ["threads=1"]), tmp_path, quiet=True)
+    full = report["cost"]["unpruned"]["params"]
+
+    assert all(expert["cost"]["params"] <= 0.3 * full for expert in report["experts"])
+    (fusion,) = report["fusions"]
+    assert fusion["test"]["top1"] >= report["accuracy"]["baseline"]["top1"] - 2
+    assert report["accuracy"]["baseline"]["top1"] > 96
 
 
 def _names(folder: Path, devices: str) -> list[str]:
