@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,7 +23,11 @@ from fastprune.training import Progress
 
 __all__ = ["CheckImages", "check_images"]
 
-_IMAGES = 64
+_MOST = 64
+_LEAST = 8
+_NUMBERS = 2**21
+"""Of all images together, about: 64 of 32x32 pixels, 13 of 224x224."""
+
 _HIGHEST = 255
 
 
@@ -79,7 +84,7 @@ def check_images(
             content = {}
     content |= ({"name": name} if name else {}) | ({"root": root} if root else {})
     # Nobody asked for a download now.
-    content |= {"eval_batch_size": _IMAGES, "download": False}
+    content |= {"eval_batch_size": _count(subject), "download": False}
     options = checked(DataOptions, overlaid(content, parse_overrides(overrides)), source="data")
     try:
         return _real(subject, options, progress)
@@ -116,7 +121,7 @@ def _first(subject: Subject, options: DataOptions, progress: Progress) -> Tensor
 
 def _random(subject: Subject, why: str) -> CheckImages:
     generator = torch.Generator().manual_seed(0)
-    shape = (_IMAGES, *subject.input_shape)
+    shape = (_count(subject), *subject.input_shape)
     note = f"checked on random images: {why}"
     if subject.normalization is None or len(subject.input_shape) != 3:
         images = torch.randn(shape, generator=generator).to(subject.dtype)
@@ -130,3 +135,7 @@ def _random(subject: Subject, why: str) -> CheckImages:
         "uint8": levels,
     }[subject.pixels]
     return CheckImages(normalized, given, "random", note)
+
+
+def _count(subject: Subject) -> int:
+    return min(max(_NUMBERS // math.prod(subject.input_shape), _LEAST), _MOST)

@@ -66,8 +66,8 @@ def layer_that_runs(
     given = {argument.name: argument.default_value for argument in schema.arguments}
     given |= dict(zip(given, node.args, strict=False)) | dict(node.kwargs)
     read = given.pop("input")
-    weight = state.get(given.get("weight"), "")  # type: ignore[arg-type]
-    layer = layers.get(weight.removesuffix(".weight"))
+    tensor = next((given[key] for key in _TENSORS if isinstance(given.get(key), fx.Node)), None)
+    layer = layers.get(state.get(tensor, "").rpartition(".")[0])  # type: ignore[arg-type]
     if layer is None or not isinstance(read, fx.Node):
         return None
     wanted = expected(layer.module)

@@ -36,8 +36,8 @@ def check_possible(subject: Subject) -> None:
     load_packages("onnx", "onnxscript", "onnxruntime")
     if subject.dtype not in (torch.float32, torch.float64, torch.float16):
         raise ConfigError(
-            f"--format onnx: {subject.stem} has weights in {subject.dtype}, with which onnxruntime "
-            "does not compute on a CPU; save it in float32 or float16"
+            f"--format onnx: {subject.stem} has weights in {subject.dtype}, with which "
+            "onnxruntime does not compute on a CPU; save it in float32 or float16"
         )
 
 
