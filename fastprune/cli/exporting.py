@@ -14,7 +14,8 @@ from fastprune.cli._app import Json, Quiet, Threads, app, print_json
 @app.command()
 def export(
     path: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run directory or a saved network.")
+        Path,
+        typer.Argument(metavar="RUN", help="A run directory, a saved network or fused ones."),
     ],
     overrides: Annotated[
         list[str] | None,
@@ -59,16 +60,19 @@ def export(
         threads=threads,
         quiet=quiet,
     )
-    checked = found["checked"]
-    if checked["note"]:
-        print(f"fastprune: {checked['note']}", file=sys.stderr)
+    notes = [part["checked"]["note"] for part in found["parts"] if part["checked"]["note"]]
+    for note in dict.fromkeys(notes):
+        print(f"fastprune: {note}", file=sys.stderr)
     if as_json:
         print_json(found)
         return
     for file in found["files"]:
         print(f"{file['file']}  {file['bytes'] / 1e6:.2f} MB")
-    print(
-        f"checked on {checked['images']} images ({checked['on']}): {checked['same']} the same "
-        f"top-1, outputs differ by {checked['difference']:.2g} at most "
-        f"(rounding: {checked['tolerance']:.2g})"
-    )
+    for part in found["parts"]:
+        checked = part["checked"]
+        same = f"{checked['same']} the same top-1, " if part["output"] == "logits" else ""
+        print(
+            f"{part['model']}: checked on {checked['images']} images ({checked['on']}): {same}"
+            f"{part['output']} differ by {checked['difference']:.2g} at most "
+            f"(rounding: {checked['tolerance']:.2g})"
+        )

@@ -13,13 +13,14 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor
 
+from fastprune import artifact
 from fastprune.errors import ArtifactError, ConfigError, nearest
 from fastprune.files import TEMPORARY, sync
 from fastprune.run.export._agreement import agreement, expected_of
-from fastprune.run.export._images import check_images
-from fastprune.run.export._subject import Subject, open_subject
+from fastprune.run.export._images import CheckImages, check_images
+from fastprune.run.export._subject import Subject, open_fused, open_subject
 from fastprune.run.networks import set_threads
-from fastprune.run.paths import EXPORTED
+from fastprune.run.paths import EXPORTED, FUSION
 from fastprune.training import choose_progress
 
 __all__ = ["FORMATS", "export"]
@@ -53,7 +54,8 @@ def export(
     places once they gave what the pruned network gives.
 
     Args:
-        path: a run directory, or what `fastprune.save` was given.
+        path: a run directory, what `fastprune.save` was given, or the folder of fused networks,
+            whose experts and head become networks of their own.
         format: one of `FORMATS`.
         out: folder for the files; by default ``exported/FORMAT`` in the run directory, or
             beside the saved network ``NAME-exported/FORMAT``.
@@ -73,35 +75,59 @@ def export(
     name = f"fastprune.run.export._{format.replace('-', '_')}"
     kind = cast(_Format, import_module(name))
     set_threads(threads)
-    subject = open_subject(path, pixels)
-    kind.check_possible(subject)
-    images = check_images(subject, path, data, root, data_options, choose_progress(quiet=quiet))
-    expected = expected_of(subject.network, images.normalized, subject.name)
-    folder = out or _default(path, subject.stem) / format
+    progress = choose_progress(quiet=quiet)
+    folder = out or _default(path) / format
+    fused = open_fused(path, pixels) if (path / FUSION).is_file() else None
+    subjects = {"": open_subject(path, pixels)} if fused is None else fused
+    for subject in subjects.values():
+        kind.check_possible(subject)
     with _staged(folder) as staged:
-        kind.write(subject, staged)
-        got = kind.run(subject, staged, images.given)
-        found = agreement(expected, got, f"{subject.name} as {format}")
-        # What names another file comes after it: model.py after its weights.
-        files = sorted(staged.iterdir(), key=lambda file: (file.suffix == ".py", file.name))
-        for file in files:
-            sync(file)
-            os.replace(file, folder / file.name)
-        sync(folder)
+        parts = []
+        for part, subject in subjects.items():
+            place = staged / part
+            place.mkdir(exist_ok=True)
+            images = check_images(subject, path, data, root, data_options, progress)
+            parts.append(_written(subject, format, kind, place, images))
+        files = _moved(staged, folder)
+    facts = {"format": format, "pixels": pixels, "files": files}
+    return {"model": str(path), **facts, "parts": parts}
+
+
+def _written(
+    subject: Subject, format: str, kind: _Format, folder: Path, images: CheckImages
+) -> dict[str, Any]:
+    """Writes a network to a folder and runs it from there: what it is, and how near it came."""
+    expected = expected_of(subject.network, images.normalized, subject.name)
+    kind.write(subject, folder)
+    got = kind.run(subject, folder, images.given)
+    found = agreement(expected, got, f"{subject.name} as {format}")
     return {
         "model": subject.name,
-        "format": format,
-        "files": [
-            {"file": str(folder / file.name), "bytes": (folder / file.name).stat().st_size}
-            for file in files
-        ],
         "input": subject.metadata()["input"],
+        "output": subject.gives,
         "checked": {"on": images.source, "note": images.note, **asdict(found)},
     }
 
 
-def _default(path: Path, stem: Path) -> Path:
-    return path / EXPORTED if path.is_dir() else stem.with_name(f"{stem.name}-{EXPORTED}")
+def _moved(staged: Path, folder: Path) -> list[dict[str, Any]]:
+    """Puts the files of one folder into another; what names another file comes after it."""
+    found = [file.relative_to(staged) for file in staged.rglob("*") if file.is_file()]
+    for name in sorted(found, key=lambda name: (name.suffix == ".py", name)):
+        sync(staged / name)
+        (folder / name).parent.mkdir(exist_ok=True)
+        os.replace(staged / name, folder / name)
+        sync((folder / name).parent)
+    return [
+        {"file": str(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in sorted(found)
+    ]
+
+
+def _default(path: Path) -> Path:
+    if path.is_dir():
+        return path / EXPORTED
+    stem, _ = artifact.describe(path)
+    return stem.with_name(f"{stem.name}-{EXPORTED}")
 
 
 @contextmanager

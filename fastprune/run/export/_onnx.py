@@ -24,7 +24,6 @@ __all__ = ["check_possible", "run", "write"]
 FILE = "model.onnx"
 WEIGHTS = "model.onnx.data"
 INPUT = "images"
-OUTPUT = "logits"
 BATCH = "batch"
 
 _MOST = 1_900_000_000
@@ -60,7 +59,7 @@ def write(subject: Subject, folder: Path) -> None:
                 verbose=False,
                 external_data=beside,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=[subject.gives],
             )
             made.save(folder / FILE, external_data=beside)
     except FAILURES as error:
@@ -110,7 +109,7 @@ def run(subject: Subject, folder: Path, images: Tensor) -> Tensor:
         session = onnxruntime.InferenceSession(
             folder / FILE, options, providers=["CPUExecutionProvider"]
         )
-        (outputs,) = session.run([OUTPUT], {INPUT: images.numpy()})
+        (outputs,) = session.run([subject.gives], {INPUT: images.numpy()})
     except _errors(onnxruntime) as error:
         raise ArtifactError(
             f"{subject.name}: onnxruntime does not run this network: {reason_of(error)}"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from fastprune import artifact
 from fastprune.errors import ConfigError
 from fastprune.run.export._subject import METADATA, Subject
+from fastprune.run.export._weights import write_weights
 
 __all__ = ["check_possible", "run", "write"]
 
@@ -30,20 +31,15 @@ def check_possible(subject: Subject) -> None:
 
 def write(subject: Subject, folder: Path) -> None:
     """Writes ``model.safetensors``; tensors have the names of the network's ``state_dict``."""
-    saved = subject.stem.with_name(subject.stem.name + ".safetensors")
-    with safetensors.safe_open(saved, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata = dict(file.metadata() or {})
-    metadata |= {"format": "pt", METADATA: subject.metadata_text()}
-    (folder / FILE).write_bytes(safetensors_bytes(state, metadata))
+    write_weights(subject, folder / FILE)
 
 
 def run(subject: Subject, folder: Path, images: Tensor) -> Tensor:
-    """Outputs of a network that is rebuilt and given the weights of the file."""
+    """Outputs of a network that has nothing but the weights of the file."""
     file = folder / FILE
     with safetensors.safe_open(file, framework="pt") as opened:
         json.loads(opened.metadata()[METADATA])
-    network = artifact.load(subject.stem)
+    network = copy.deepcopy(subject.network)
     with torch.no_grad():
         for tensor in network.state_dict().values():
             # What the file does not hold must not be what was there before.

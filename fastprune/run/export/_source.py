@@ -19,6 +19,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from fastprune.errors import GraphError
 from fastprune.run.export._calls import DEVICE, LAST, SKIPPED, call
 from fastprune.run.export._layers import Layer, layer_of, layer_that_runs
+from fastprune.run.export._weights import tied_names
 
 __all__ = ["Source", "source_of"]
 
@@ -54,9 +55,9 @@ def source_of(program: ExportedProgram, network: nn.Module) -> Source:
     layers = _layers(network)
     places = {name for name, _ in network.named_modules()}
     held, constants = _inputs(program, state)
-    built, tied = _built(state, layers, constants)
+    tied = tied_names(state)
     return Source(
-        built=tuple(built),
+        built=tuple(_built(state, tied, layers, constants)),
         steps=tuple(_steps(program, held, layers, places)),
         constants=constants,
         tied=tied,
@@ -99,30 +100,24 @@ def _unused(name: str, taken: list[str]) -> str:
 
 
 def _built(
-    state: Mapping[str, Tensor], layers: Mapping[str, Layer], constants: Mapping[str, Tensor]
-) -> tuple[list[str], dict[str, str]]:
-    lines: list[str] = []
-    tied: dict[str, str] = {}
-    owner: dict[int, str] = {}
+    state: Mapping[str, Tensor],
+    tied: Mapping[str, str],
+    layers: Mapping[str, Layer],
+    constants: Mapping[str, Tensor],
+) -> Iterator[str]:
     made: set[str] = set()
     for name, tensor in state.items():
         above, _, last = name.rpartition(".")
         if above in layers:
             if above not in made:
                 made.add(above)
-                lines.append(f'put(self, "{above}", {layers[above].made_by})')
-            if id(tensor) in owner:
-                tied[name] = owner[id(tensor)]
-                lines.append(f"{_path(above)}.{last} = {_path(owner[id(tensor)])}")
-        elif id(tensor) in owner:
-            tied[name] = owner[id(tensor)]
-            lines.append(f'put(self, "{name}", {_path(owner[id(tensor)])})')
+                yield f'put(self, "{above}", {layers[above].made_by})'
+            if name in tied:
+                yield f"{_path(above)}.{last} = {_path(tied[name])}"
         else:
-            lines.append(f'put(self, "{name}", {_empty(tensor)})')
-        owner.setdefault(id(tensor), name)
+            yield f'put(self, "{name}", {_path(tied[name]) if name in tied else _empty(tensor)})'
     for name, tensor in constants.items():
-        lines.append(f'put(self, "{name}", {_empty(tensor)}, persistent=False)')
-    return lines, tied
+        yield f'put(self, "{name}", {_empty(tensor)}, persistent=False)'
 
 
 def _empty(tensor: Tensor) -> str:

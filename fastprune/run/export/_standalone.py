@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pprint
 import re
@@ -18,12 +17,12 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from fastprune import artifact
 from fastprune.errors import ArtifactError
 from fastprune.files import sha256_of
 from fastprune.run.export._source import Source, source_of
-from fastprune.run.export._subject import METADATA, Subject
+from fastprune.run.export._subject import Subject
 from fastprune.run.export._traced import traced
+from fastprune.run.export._weights import write_weights
 
 __all__ = ["check_possible", "run", "write"]
 
@@ -43,14 +42,8 @@ def write(subject: Subject, folder: Path) -> None:
             cannot do.
     """
     source = source_of(traced(subject, subject.network), subject.network)
-    state = artifact.load_state(subject.stem.with_name(subject.stem.name + ".safetensors"))
-    kept = {name: tensor for name, tensor in state.items() if name not in source.tied}
-    extra = {name: tensor.contiguous().clone() for name, tensor in source.constants.items()}
-    metadata = {"format": "pt", METADATA: subject.metadata_text()}
-    if source.tied:
-        metadata["tied"] = json.dumps(dict(source.tied), sort_keys=True)
     weights = folder / WEIGHTS
-    weights.write_bytes(safetensors_bytes(kept | extra, metadata))
+    write_weights(subject, weights, source.constants)
     text = _text(subject, source, sha256_of(weights))
     compile(text, CODE, "exec")
     (folder / CODE).write_text(text, encoding="utf-8")
@@ -62,6 +55,7 @@ def run(subject: Subject, folder: Path, images: Tensor) -> Tensor:
     Raises:
         ArtifactError: the process ends in an error.
     """
+    folder = folder.resolve()
     given, made = folder / "images", folder / "outputs"
     given.write_bytes(safetensors_bytes({"images": images.contiguous()}))
     # Where the process starts, nothing of the user's can be imported by accident.
@@ -154,11 +148,19 @@ def _text(subject: Subject, source: Source, sha256: str) -> str:
         dtype=facts["input"]["dtype"],
         sizes=sizes,
         images=images,
-        classes=facts["num_classes"] or "classes",
+        gives=subject.gives,
+        outputs=_outputs(subject),
         settings="\n".join(lines),
         built=_indented(built),
         steps=_indented(steps),
     )
+
+
+def _outputs(subject: Subject) -> str:
+    features = getattr(subject.network, "features", None)
+    if subject.gives == "features" and isinstance(features, int):
+        return str(features)
+    return str(subject.description["num_classes"] or "classes")
 
 
 def _literal(name: str, value: Any) -> str:
@@ -179,7 +181,7 @@ _FILE = '''"""{name}: a pruned network that needs torch and safetensors alone.
     from model import load
 
     network = load()  # reads the weights beside this file
-    logits = network(images)  # [{sizes}] -> [N, {classes}], any N
+    {gives} = network(images)  # [{sizes}] -> [N, {outputs}], any N
 
 Images are {dtype}, {images}.
 The forward pass is that of evaluation mode.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,8 +15,18 @@ from fastprune import __version__, artifact
 from fastprune.data import Normalization
 from fastprune.errors import ArtifactError, ConfigError, nearest
 from fastprune.graph import PruningPlan
+from fastprune.run.fusion_file import load_fusion
+from fastprune.training.experts import Expert
 
-__all__ = ["METADATA", "PIXELS", "FromPixels", "Pixels", "Subject", "open_subject"]
+__all__ = [
+    "METADATA",
+    "PIXELS",
+    "FromPixels",
+    "Pixels",
+    "Subject",
+    "open_fused",
+    "open_subject",
+]
 
 Pixels = Literal["normalized", "unit", "uint8"]
 """What an exported network gets: images as it was trained on, pixels from 0 to 1, or bytes."""
@@ -72,6 +82,7 @@ class Subject:
         pixels: what the exported network gets.
         normalization: of pixels in [0, 1]; None where it was saved without.
         description: the JSON half of the saved network.
+        gives: ``logits``, or the ``features`` of an expert whose fusion head makes the logits.
     """
 
     stem: Path
@@ -81,6 +92,7 @@ class Subject:
     pixels: Pixels
     normalization: Normalization | None
     description: Mapping[str, Any]
+    gives: str = "logits"
 
     @property
     def name(self) -> str:
@@ -111,6 +123,7 @@ class Subject:
                 "dtype": str(self.image_dtype).removeprefix("torch."),
                 "pixels": self.pixels,
             },
+            "output": self.gives,
             "normalization": given.get("normalization"),
             "num_classes": given["num_classes"],
             "classes": given.get("classes"),
@@ -162,3 +175,22 @@ def open_subject(path: Path, pixels: str = "normalized") -> Subject:
         normalization=normalization,
         description=description,
     )
+
+
+def open_fused(path: Path, pixels: str = "normalized") -> dict[str, Subject]:
+    """The parts of fused networks: experts that give features, and the head that reads them all.
+
+    Args:
+        path: folder with ``fusion.json``.
+        pixels: what the exported experts get.
+
+    Raises:
+        FastpruneError: as `open_subject`, or a part is missing or another file.
+    """
+    fusion = load_fusion(path)
+    found: dict[str, Subject] = {}
+    for number, saved in enumerate(fusion.experts):
+        subject = open_subject(saved.stem, pixels)
+        expert = Expert(subject.network, subject.input_shape)
+        found[f"expert{number}"] = replace(subject, network=expert, gives="features")
+    return found | {"head": open_subject(fusion.head.stem)}

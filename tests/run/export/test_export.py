@@ -24,11 +24,15 @@ from fastprune import models
 from fastprune.artifact import load_state
 from fastprune.cli import app
 from fastprune.config import make_config
+from fastprune.data import DataOptions
 from fastprune.errors import ArtifactError, ConfigError, FastpruneError, GraphError
 from fastprune.graph import PruningPlan
 from fastprune.run import pipeline
 from fastprune.run.directory import saved_config
 from fastprune.run.export import FORMATS, _safetensors, _standalone, export
+from fastprune.run.fusion import fuse
+from fastprune.run.fusion_file import fused_network, load_fusion
+from fastprune.training.fusion import FusionOptions
 
 PIXELS = ("normalized", "unit", "uint8")
 
@@ -69,14 +73,16 @@ def test_onnx_runs_with_any_batch_and_says_what_it_is(
     assert json.loads(properties["classes"]) == list(CLASSES)
     assert json.loads(properties["normalization"]) == {"mean": list(MEAN), "std": list(STD)}
     assert json.loads(properties["fastprune"])["input"]["pixels"] == pixels
-    network = fp.load(saved)
+    network, tolerance = fp.load(saved), found["parts"][0]["checked"]["tolerance"]
     for count in (1, 3):
         levels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
         given, normalized = given_as(pixels, levels)
         (outputs,) = session.run(None, {"images": given.numpy()})
         with torch.no_grad():
             expected = network(normalized)
-        assert (torch.from_numpy(outputs) - expected).abs().max() <= found["checked"]["tolerance"]
+        assert (torch.from_numpy(outputs) - expected).abs().max() <= found["parts"][0]["checked"][
+            "tolerance"
+        ]
 
 
 _LOAD = """
@@ -104,7 +110,7 @@ def test_torch_export_runs_in_a_fresh_process(saved: Path, tmp_path: Path) -> No
     network = fp.load(saved)
     with torch.no_grad():
         for name, expected in (("1", network(normalized[:1])), ("5", network(normalized))):
-            assert (made[name] - expected).abs().max() <= found["checked"]["tolerance"]
+            assert (made[name] - expected).abs().max() <= found["parts"][0]["checked"]["tolerance"]
     with safe_open(tmp_path / "made", framework="pt") as file:
         facts = json.loads(file.metadata()["extra"])
     assert facts["classes"] == list(CLASSES)
@@ -122,7 +128,7 @@ def test_safetensors_describes_itself(saved: Path, tmp_path: Path) -> None:
         facts = json.loads(opened.metadata()["fastprune"])
     assert facts["architecture"] == "resnet20_cifar"
     assert facts["normalization"] == {"mean": list(MEAN), "std": list(STD)}
-    assert found["checked"]["difference"] == 0
+    assert found["parts"][0]["checked"]["difference"] == 0
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -133,7 +139,7 @@ def test_what_is_exported_is_checked_on_the_images_of_the_run(
 
     found = export(finished_run, format, out=tmp_path / "out", threads=1, quiet=True)
 
-    checked = found["checked"]
+    checked = found["parts"][0]["checked"]
     assert (checked["on"], checked["note"]) == ("digits, test", "")
     assert checked["images"] == checked["same"] == 40
     assert checked["difference"] <= checked["tolerance"]
@@ -173,6 +179,19 @@ def test_files_lie_in_the_run_directory(finished_run: Path, tmp_path: Path) -> N
     assert Path(file["file"]).is_file()
 
 
+@pytest.mark.parametrize("format", ["onnx", "standalone"])
+def test_a_path_may_be_relative(
+    format: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need(format)
+    shutil.copytree(saved.parent, tmp_path / "nets")
+    monkeypatch.chdir(tmp_path)
+
+    export(Path("nets/small"), format, quiet=True)
+
+    assert any((tmp_path / "nets" / "small-exported" / format).iterdir())
+
+
 def test_images_that_are_not_at_hand_are_said_to_be_random(
     finished_run: Path, tmp_path: Path
 ) -> None:
@@ -203,12 +222,12 @@ def refused(
     return message
 
 
-@pytest.mark.parametrize("format", ["onnx", "torch-export", "standalone"])
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("name", "reason", "format"),
     [
-        ("Deciding", "data-dependent"),
-        ("Fixed", "its code fixes the number of images of a batch"),
+        ("Deciding", "data-dependent", "onnx"),
+        ("Deciding", "data-dependent", "torch-export"),
+        ("Fixed", "its code fixes the number of images of a batch", "standalone"),
     ],
 )
 def test_a_network_that_cannot_be_followed_leaves_nothing(
@@ -342,3 +361,80 @@ def test_onnx_is_not_for_bfloat16(tmp_path: Path) -> None:
 
     assert "torch.bfloat16" in message
     assert "float32 or float16" in message
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of two fused networks that learned nothing; to be left as it is."""
+    folder = tmp_path_factory.mktemp("fused")
+    for number in range(2):
+        save_pruned(folder / f"device{number}" / "pruned", "resnet20_cifar", depth=8)
+    fuse(
+        [folder / f"device{number}" / "pruned" for number in range(2)],
+        folder / "all",
+        options=FusionOptions(epochs=1, lr=0.01, batch_size=32),
+        data_options=DataOptions(train_limit=100, test_limit=20, validation=30),
+        device="cpu",
+    )
+    return folder / "all"
+
+
+@pytest.mark.parametrize("format", ["onnx", "standalone"])
+def test_fused_networks_are_exported_part_by_part(
+    format: str, fused: Path, tmp_path: Path
+) -> None:
+    need(format)
+
+    found = export(fused, format, out=tmp_path / "out", data="digits", threads=1, quiet=True)
+
+    assert [part["output"] for part in found["parts"]] == ["features", "features", "logits"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["expert0", "expert1", "head"]
+    for part in found["parts"]:
+        assert part["checked"]["difference"] <= part["checked"]["tolerance"]
+    assert [part["checked"]["on"] for part in found["parts"]] == [
+        "digits, test",
+        "digits, test",
+        "random",
+    ]
+
+
+def test_exported_parts_together_are_the_fused_network(fused: Path, tmp_path: Path) -> None:
+    export(fused, "torch-export", out=tmp_path / "out", pixels="unit", quiet=True)
+
+    expert0, expert1, head = (
+        torch.export.load(tmp_path / "out" / part / "model.pt2").module()
+        for part in ("expert0", "expert1", "head")
+    )
+    levels = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    given, normalized = given_as("unit", levels)
+    with torch.no_grad():
+        got = head(torch.cat([expert0(given), expert1(given)], 1))
+        expected = fused_network(load_fusion(fused))(normalized)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("format", ["onnx", "standalone"])
+def test_an_expert_and_a_head_are_ordinary_networks_too(
+    format: str, fused: Path, tmp_path: Path
+) -> None:
+    need(format)
+
+    head = export(fused / "head", format, out=tmp_path / "head", threads=1, quiet=True)
+    expert = export(
+        fused.parent / "device0", format, out=tmp_path / "expert", threads=1, quiet=True
+    )
+
+    assert [head["parts"][0]["model"], expert["parts"][0]["model"]] == [
+        "fastprune.nn:FusionHead",
+        "resnet20_cifar",
+    ]
+
+
+def test_a_fusion_that_lost_a_part_is_refused(fused: Path, tmp_path: Path) -> None:
+    shutil.copytree(fused.parent, tmp_path / "fused")
+    (tmp_path / "fused" / "device1" / "pruned.json").unlink()
+
+    message = refused(ArtifactError, tmp_path / "out", tmp_path / "fused" / "all", "standalone")
+
+    assert "expert 1" in message
+    assert "pruned.json is missing" in message
