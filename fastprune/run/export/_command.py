@@ -76,18 +76,21 @@ def export(
     kind = cast(_Format, import_module(name))
     set_threads(threads)
     progress = choose_progress(quiet=quiet)
-    folder = out or _default(path) / format
     fused = open_fused(path, pixels) if (path / FUSION).is_file() else None
     subjects = {"": open_subject(path, pixels)} if fused is None else fused
     for subject in subjects.values():
         kind.check_possible(subject)
+    images = {
+        part: check_images(subject, path, data, root, data_options, progress)
+        for part, subject in subjects.items()
+    }
+    folder = out or _default(path) / format
     with _staged(folder) as staged:
         parts = []
         for part, subject in subjects.items():
             place = staged / part
             place.mkdir(exist_ok=True)
-            images = check_images(subject, path, data, root, data_options, progress)
-            parts.append(_written(subject, format, kind, place, images))
+            parts.append(_written(subject, format, kind, place, images[part]))
         files = _moved(staged, folder)
     facts = {"format": format, "pixels": pixels, "files": files}
     return {"model": str(path), **facts, "parts": parts}
