@@ -82,7 +82,7 @@ WORK = "work"
 STATE_WEIGHTS = "states"
 EXPERTS = "experts"
 FUSED = "fused"
-FOLDERS = (RECORDS, WORK, STATE_WEIGHTS, EXPERTS, FUSED)
+FOLDERS = (RECORDS, WORK, STATE_WEIGHTS, EXPERTS, FUSED, EXPORTED)
 
 _LONGEST = 100
 """Characters of a folder's name; file systems take 255."""

@@ -175,6 +175,9 @@ def test_files_lie_in_the_run_directory(finished_run: Path, tmp_path: Path) -> N
     # A run that goes on is not in the way of what was exported from it.
     pipeline.run(saved_config(run), run, quiet=True)
     assert Path(file["file"]).is_file()
+    # One that starts anew makes another network.
+    pipeline.run(saved_config(run), run, fresh=True, quiet=True, until="baseline")
+    assert not (run / "exported").exists()
 
 
 @pytest.mark.parametrize("format", ["onnx", "standalone"])
