@@ -20,7 +20,7 @@ from fastprune.run.export._agreement import agreement, expected_of
 from fastprune.run.export._images import CheckImages, check_images
 from fastprune.run.export._subject import Subject, open_fused, open_subject
 from fastprune.run.networks import set_threads
-from fastprune.run.paths import EXPORTED, FUSION
+from fastprune.run.paths import EXPORTED, FUSION, RunPaths
 from fastprune.training import choose_progress
 
 __all__ = ["FORMATS", "export"]
@@ -76,6 +76,11 @@ def export(
     kind = cast(_Format, import_module(name))
     set_threads(threads)
     progress = choose_progress(quiet=quiet)
+    if joined := sorted(RunPaths(path).fused.glob(f"*/{FUSION}")):
+        raise ConfigError(
+            f"{path}: made several networks; name one of its fused ones, such as "
+            f"{joined[0].parent}"
+        )
     fused = open_fused(path, pixels) if (path / FUSION).is_file() else None
     subjects = {"": open_subject(path, pixels)} if fused is None else fused
     for subject in subjects.values():

@@ -439,3 +439,11 @@ def test_a_fusion_that_lost_a_part_is_refused(fused: Path, tmp_path: Path) -> No
 
     assert "expert 1" in message
     assert "pruned.json is missing" in message
+
+
+def test_a_run_of_several_networks_says_which_to_name(fused: Path, tmp_path: Path) -> None:
+    shutil.copytree(fused, tmp_path / "run" / "fused" / "2")
+
+    message = refused(ConfigError, tmp_path / "out", tmp_path / "run", "onnx")
+
+    assert message.endswith(f"such as {tmp_path / 'run' / 'fused' / '2'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -151,15 +152,19 @@ def test_a_step_of_another_package_is_refused(tmp_path: Path) -> None:
         _standalone.write(subject, tmp_path / "out")
 
 
-def test_a_path_with_quotes_stays_text(tmp_path: Path) -> None:
+def test_quotes_in_paths_and_classes_stay_text(tmp_path: Path) -> None:
     folder = tmp_path / 'a"""b'
     folder.mkdir()
     file = folder / "nets.py"
     file.write_text(Path(standalone_networks.__file__).read_text("utf-8"), "utf-8")
     save_pruned(tmp_path / "net", f"{file}:Root")
+    described = json.loads((tmp_path / "net.json").read_text("utf-8"))
+    described["classes"] = [f"a 'b' \"c\" \\ {{}} ü\n {n} " * 9 for n in range(10)]
+    (tmp_path / "net.json").write_text(json.dumps(described), "utf-8")
     written(tmp_path / "net", tmp_path / "out")
 
     names: dict[str, Any] = {}
     exec(compile((tmp_path / "out" / "model.py").read_text("utf-8"), "model", "exec"), names)
 
     assert names["ARCHITECTURE"] == f"{file}:Root"
+    assert names["CLASSES"] == tuple(described["classes"])
