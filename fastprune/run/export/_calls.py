@@ -32,7 +32,7 @@ _FUNCTIONAL = frozenset(
         *("silu.default", "gelu.default", "hardswish.default", "hardsigmoid.default"),
         *("max_pool2d.default", "avg_pool2d.default"),
         *("adaptive_avg_pool2d.default", "pad.default"),
-        *("layer_norm.default", "scaled_dot_product_attention.default"),
+        "scaled_dot_product_attention.default",
     ]
 )
 _TORCH = frozenset(
@@ -41,7 +41,7 @@ _TORCH = frozenset(
         *("chunk.default", "split.Tensor", "split_with_sizes.default", "roll.default"),
         *("mean.dim", "sum.dim_IntList", "softmax.int", "sigmoid.default", "tanh.default"),
         *("permute.default", "transpose.int", "squeeze.dim", "unsqueeze.default"),
-        *("matmul.default", "bmm.default"),
+        *("matmul.default", "bmm.default", "layer_norm.default"),
     ]
 )
 _METHODS = frozenset(

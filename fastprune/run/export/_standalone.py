@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from fastprune.errors import ArtifactError
+from fastprune.errors import ArtifactError, GraphError
 from fastprune.files import sha256_of
 from fastprune.run.export._source import Source, source_of
 from fastprune.run.export._subject import Subject
@@ -41,7 +41,11 @@ def write(subject: Subject, folder: Path) -> None:
         GraphError: torch.export cannot follow the network, or it has a step that plain torch
             cannot do.
     """
-    source = source_of(traced(subject, subject.network), subject.network)
+    program = traced(subject, subject.network)
+    try:
+        source = source_of(program, subject.network)
+    except GraphError as error:
+        raise GraphError(f"{subject.name}: {error}") from error
     weights = folder / WEIGHTS
     write_weights(subject, weights, source.constants)
     text = _text(subject, source, sha256_of(weights))

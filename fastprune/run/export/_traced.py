@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import torch
 from torch import nn
@@ -58,22 +60,33 @@ def traced(subject: Subject, network: nn.Module) -> ExportedProgram:
 
 def reason_of(error: BaseException) -> str:
     """The line of an error of torch's that says what is wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # The exporter of ONNX wraps what went wrong in what it was about to do.
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     if lines[0].startswith("Constraints violated"):
         # What follows are torch's own names of the sizes, and how to see more of them.
         return "its code fixes the number of images of a batch"
+    if "data-dependent" in lines[0]:
+        return f"its code decides by what is in the images ({lines[0]})"
     # Advice that torch numbers and shows beneath is for those who change the network.
     return lines[0]
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No warnings and no log lines of torch's exporters; what matters is raised."""
+    """No warnings, log lines or prints of torch's exporters; what matters is raised."""
     loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with (
+        warnings.catch_warnings(),
+        # Before it raises, torch.export prints all it has recorded.
+        redirect_stdout(io.StringIO()),
+        redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)

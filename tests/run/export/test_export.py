@@ -226,21 +226,34 @@ def refused(
 @pytest.mark.parametrize(
     ("name", "reason", "format"),
     [
-        ("Deciding", "data-dependent", "onnx"),
-        ("Deciding", "data-dependent", "torch-export"),
+        ("Deciding", "its code decides by what is in the images (", "onnx"),
+        ("Deciding", "its code decides by what is in the images (", "torch-export"),
         ("Fixed", "its code fixes the number of images of a batch", "standalone"),
     ],
 )
 def test_a_network_that_cannot_be_followed_leaves_nothing(
-    name: str, reason: str, format: str, tmp_path: Path
+    name: str, reason: str, format: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     need(format)
     save_pruned(tmp_path / "net", f"standalone_networks:{name}")
 
     message = refused(GraphError, tmp_path / "deep" / "out", tmp_path / "net", format)
+    said = capfd.readouterr()
+
+    assert said.out == said.err == ""
 
     assert message.startswith(f"standalone_networks:{name}: torch.export cannot follow this")
     assert reason in message
+
+
+def test_a_step_that_onnx_lacks_is_named(tmp_path: Path) -> None:
+    need("onnx")
+    save_pruned(tmp_path / "net", "standalone_networks:Bessel")
+
+    message = refused(ArtifactError, tmp_path / "out", tmp_path / "net", "onnx")
+
+    assert message.startswith("standalone_networks:Bessel: cannot be written as ONNX: ")
+    assert "bessel_j0" in message
 
 
 def damaged(write: Callable[..., None], change: Callable[[Path], None]) -> Callable[..., None]:

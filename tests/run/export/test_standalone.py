@@ -34,6 +34,7 @@ USERS = [
     "user_networks:custom_vgg_with_hidden_layer",
     "standalone_networks:Everything",
     "standalone_networks:Root",
+    "standalone_networks:Bessel",
 ]
 
 
