@@ -223,7 +223,10 @@ def restore(model: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.dtype != state[name].dtype:
             tensor.data = tensor.data.to(state[name].dtype)
-    model.load_state_dict(dict(state))
+    # The network's own mapping, since it says which version of their names layers have.
+    given = model.state_dict()
+    given.update(state)
+    model.load_state_dict(given)
     return model
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["digest_of", "locked", "sha256_of", "write_atomically", "write_json"]
+__all__ = ["digest_of", "locked", "sha256_of", "sync", "write_atomically", "write_json"]
 
 TEMPORARY = ".fastprune-tmp-"
 """How the names of half-written files begin; a crash may leave one behind, and nobody reads it."""
@@ -34,12 +34,12 @@ def write_atomically(
         else:
             content(temporary)
         if lasting:
-            _sync(temporary)
+            sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     if lasting:
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -86,7 +86,8 @@ def _encoded(text: str) -> bytes:
     return text.encode(errors="backslashreplace")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file or a folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -50,6 +50,7 @@ def save_resnet(path: Path, **more: Any) -> nn.Module:
         ("preresnet164_cifar", {"depth": 11}, (3, 32, 32), "auto"),
         ("densenet40_cifar", {"depth": 10}, (3, 32, 32), "auto"),
         ("torchvision:squeezenet1_1", {}, (3, 64, 64), ()),
+        ("torchvision:mnasnet0_5", {}, (3, 64, 64), ()),
         ("timm:resnet10t", {}, (3, 64, 64), ()),
     ],
 )

@@ -36,6 +36,7 @@ PENALTY_PLOT = "penalty.png"
 FUSION = "fusion.json"
 FUSION_HEAD = "head"
 FUSION_WORK = "work"
+EXPORTED = "exported"
 INFERENCE = "inference.csv"
 GROUPING = "grouping.json"
 GROUPS = "groups.csv"
@@ -81,7 +82,7 @@ WORK = "work"
 STATE_WEIGHTS = "states"
 EXPERTS = "experts"
 FUSED = "fused"
-FOLDERS = (RECORDS, WORK, STATE_WEIGHTS, EXPERTS, FUSED)
+FOLDERS = (RECORDS, WORK, STATE_WEIGHTS, EXPERTS, FUSED, EXPORTED)
 
 _LONGEST = 100
 """Characters of a folder's name; file systems take 255."""
