@@ -1,0 +1,1 @@
+"""Latency: measuring it, predicting it from a table of layers, and saying where it goes."""
