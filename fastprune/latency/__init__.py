@@ -1,1 +1,31 @@
 """Latency: measuring it, predicting it from a table of layers, and saying where it goes."""
+
+from __future__ import annotations
+
+from fastprune.latency.alignment import Alignment, alignment_of
+from fastprune.latency.clock import Clock, DeviceClock, Setting
+from fastprune.latency.options import MODES, LatencyOptions, Mode, mode_refusal
+from fastprune.latency.solving import (
+    LATENCY,
+    TOLERANCE,
+    LatencyFacts,
+    latency_range,
+    plan_within,
+)
+
+__all__ = [
+    "LATENCY",
+    "MODES",
+    "TOLERANCE",
+    "Alignment",
+    "Clock",
+    "DeviceClock",
+    "LatencyFacts",
+    "LatencyOptions",
+    "Mode",
+    "Setting",
+    "alignment_of",
+    "latency_range",
+    "mode_refusal",
+    "plan_within",
+]

@@ -23,12 +23,45 @@ _MATRICES = ("conv1d", "conv2d", "conv3d", "linear")
 """Layers with two widths; transposed ones and products of activations are in the overhead."""
 
 _LINES = frozenset(
-    """
-    batch_norm instance_norm prelu relu relu6 leaky_relu elu selu celu silu mish gelu hardswish
-    hardsigmoid hardtanh sigmoid tanh softplus add sub mul div cat concat pad max_pool1d max_pool2d
-    max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d adaptive_max_pool2d interpolate mean
-    """.split()
+    [
+        "batch_norm",
+        "instance_norm",
+        "prelu",
+        "relu",
+        "relu6",
+        "leaky_relu",
+        "elu",
+        "selu",
+        "celu",
+        "silu",
+        "mish",
+        "gelu",
+        "hardswish",
+        "hardsigmoid",
+        "hardtanh",
+        "sigmoid",
+        "tanh",
+        "softplus",
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "cat",
+        "concat",
+        "pad",
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "adaptive_avg_pool3d",
+        "adaptive_max_pool2d",
+        "interpolate",
+        "mean",
+    ]
 )
 """What moves every channel through memory: time goes with one width. Views take none, and what is
 not named here is in the overhead, which is measured on whole networks."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -121,10 +122,14 @@ class DeviceClock:
     """Measures on a device, in this process."""
 
     def __init__(self, options: LatencyOptions, device: torch.device) -> None:
-        self.setting = setting_of(options, device)
         self._options = options
         self._device = device
         self._mode = Mode(options.mode)
+
+    @cached_property
+    def setting(self) -> Setting:
+        """Of this process, when first asked for."""
+        return setting_of(self._options, self._device)
 
     def layer(self, call: Call, points: Points) -> list[float]:
         with _inference():

@@ -27,7 +27,7 @@ __all__ = ["LATENCY", "TOLERANCE", "LatencyFacts", "LatencyModel", "TimedPlan", 
 
 Floats = NDArray[np.float64]
 
-LATENCY = "latency.json"
+LATENCY = "latency_table.json"
 """What a call measured, in its work folder."""
 
 TOLERANCE = 0.05
@@ -92,9 +92,7 @@ class LatencyModel:
                 b"" if form is None else form.tobytes() for form in (call.inputs, call.outputs)
             )
             equal.setdefault((call.kind, *forms), []).append(call)
-        self._terms = [
-            (tables[kind], same[0], len(same)) for (kind, _, _), same in equal.items()
-        ]
+        self._terms = [(tables[kind], same[0], len(same)) for (kind, _, _), same in equal.items()]
         self._known: list[tuple[float, float]] = []
 
     def summed(self, widths: Floats) -> Floats:
@@ -158,13 +156,8 @@ def plan_within(
     full_ms, half_ms, low_ms = measured.networks(half, low)
     bound = limit.absolute(full_ms)
     if low_ms > bound:
-        raise BudgetError(
-            f"budget.latency_ms: {limit.value:g} cannot be reached; the smallest that can is "
-            f"{low_ms:.4g} ms ({low_ms / full_ms:.3f} of the unpruned network's {full_ms:.4g} ms), "
-            f"with every group at its floor, for {clock.setting.batch_size} images on "
-            f"{clock.setting.threads} threads"
-        )
-    predict = LatencyModel(measured.calls, measured.tables)
+        raise _unreachable(limit, full_ms, low_ms, clock)
+    predict = measured.model()
     for plan, ms in ((graph.full_plan(), full_ms), (half, half_ms), (low, low_ms)):
         predict.put_right(graph.width_vector(plan), ms)
     # In milliseconds, so that a later correction of the model does not move what was asked for.
@@ -194,6 +187,43 @@ def plan_within(
         f"{bound:.4g} asked for{again}"
     )
     return TimedPlan(best.plan, facts)
+
+
+def latency_range(
+    model: nn.Module,
+    graph: ChannelGraph,
+    budget: Mapping[str, float],
+    *,
+    clock: Clock,
+    **solving: Any,
+) -> str:
+    """What latency can be brought to, in words; measured, without a table.
+
+    Args:
+        model, graph, clock: as in :func:`plan_within`; weights do not matter.
+        budget: with a limit on latency.
+        solving: ``round_to``, ``min_channels`` and ``ratios`` as `fastprune.solve` has them.
+
+    Raises:
+        BudgetError: the limit is out of reach by more than can be a matter of measuring.
+    """
+    scores = {group.name: np.zeros(group.channels) for group in graph.groups}
+    low, _ = extremes(graph, scores, **solving)
+    full_ms, low_ms = _Measured(model, graph, clock, None, SilentProgress()).networks(low)
+    for limit in Budget.parse(budget).limits:
+        if limit.metric == "latency_ms" and low_ms > limit.absolute(full_ms) * (1 + TOLERANCE):
+            raise _unreachable(limit, full_ms, low_ms, clock)
+    return f"latency_ms {low_ms:.4g} to {full_ms:.4g}"
+
+
+def _unreachable(limit: Limit, full_ms: float, low_ms: float, clock: Clock) -> BudgetError:
+    setting = clock.setting
+    return BudgetError(
+        f"budget.latency_ms: {limit.value:g} cannot be reached; the smallest that can is "
+        f"{low_ms:.4g} ms ({low_ms / full_ms:.3f} of the unpruned network's {full_ms:.4g} ms), "
+        f"with every group at its floor; batch {setting.batch_size}, threads {setting.threads}, "
+        f"{setting.mode}"
+    )
 
 
 class _Tried(NamedTuple):
@@ -233,12 +263,7 @@ def _badness(tried: _Tried, bound: float) -> tuple[bool, float]:
 
 
 class _Measured:
-    """What was measured, each thing once: also by the interrupted call that this one goes on with.
-
-    Attributes:
-        calls: of the network.
-        tables: of their kinds.
-    """
+    """What was measured, each thing once: also by the interrupted call that this one goes on with."""
 
     def __init__(
         self,
@@ -248,28 +273,33 @@ class _Measured:
         work: Path | None,
         progress: Progress,
     ) -> None:
-        self._model, self._graph, self._clock = model, graph, clock
+        self._network, self._graph, self._clock = model, graph, clock
         self._file = None if work is None else work / LATENCY
-        self.calls = calls_of(graph, clock.setting.batch_size)
+        self._progress = progress
         self._networks: dict[str, list[float]] = {}
-        self.tables: dict[LayerKind, LayerTable] = {}
-        kinds = {call.kind for call in self.calls}
+        self._tables: dict[LayerKind, LayerTable] = {}
         there = self._read(progress)
         if there is not None:
-            self.tables, self._networks = there
-        if not kinds <= set(self.tables):
-            self.tables = tables_of(self.calls, clock, progress)
+            self._tables, self._networks = there
+
+    def model(self) -> LatencyModel:
+        """The latency of any widths, yet to be put right."""
+        calls = calls_of(self._graph, self._clock.setting.batch_size)
+        if not {call.kind for call in calls} <= set(self._tables):
+            self._tables = tables_of(calls, self._clock, self._progress)
             self._write()
+        return LatencyModel(calls, self._tables)
 
     def networks(self, *plans: PruningPlan) -> list[float]:
         """Milliseconds of the unpruned network, and of what each plan leaves."""
         key = " ".join(plan.digest for plan in plans)
         if key not in self._networks:
             small = [
-                apply_plan(self._model, self._graph, plan, allow_unchanged=True) for plan in plans
+                apply_plan(self._network, self._graph, plan, allow_unchanged=True)
+                for plan in plans
             ]
             self._networks[key] = self._clock.networks(
-                [self._model, *small], self._graph.example()
+                [self._network, *small], self._graph.example()
             )
             self._write()
         return self._networks[key]
@@ -294,7 +324,7 @@ class _Measured:
             content = {
                 "setting": self._clock.setting.to_json(),
                 "networks": self._networks,
-                "tables": [table.to_json() for table in self.tables.values()],
+                "tables": [table.to_json() for table in self._tables.values()],
             }
             write_json(self._file, content)
 

@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "LayerKind", "LayerTable", "Points", "axis_widths", "coarse_widths", "points_of"]
+__all__ = [
+    "BLOCK",
+    "LayerKind",
+    "LayerTable",
+    "Points",
+    "axis_widths",
+    "coarse_widths",
+    "points_of",
+]
 
 Floats = NDArray[np.float64]
 
@@ -225,9 +233,9 @@ def _filled(
         if len(there) < 2:
             continue
         there.sort()
-        first, last = there[0][0], there[-1][0]
-        for width in range(first, min(last, count) + 1, BLOCK):
-            known.setdefault(width * unit, float(np.interp(width, *zip(*there, strict=True))))
+        at, took = (np.array(side, float) for side in zip(*there, strict=True))
+        for width in range(there[0][0], min(there[-1][0], count) + 1, BLOCK):
+            known.setdefault(width * unit, float(np.interp(width, at, took)))
     ordered = sorted(known)
     return np.array(ordered, float), np.array([known[width] for width in ordered])
 

@@ -1,0 +1,86 @@
+"""What a run measures of latency before it plans, and what it says of it afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastprune.errors import BudgetError
+from fastprune.files import write_json
+from fastprune.graph import ChannelGraph
+from fastprune.latency import Alignment, Clock, alignment_of, latency_range
+from fastprune.methods import PruneOptions
+from fastprune.training import Progress
+
+__all__ = ["check_latency", "latency_lines", "settled"]
+
+_ALIGNMENT = "alignment.json"
+
+
+def settled(
+    prune: PruneOptions,
+    graph: ChannelGraph,
+    clock: Clock,
+    progress: Progress,
+    work: Path | None = None,
+) -> PruneOptions:
+    """The options with a number for ``round_to: auto``.
+
+    Args:
+        prune: the options.
+        graph: of the network.
+        clock: what measures.
+        progress: told of what was chosen.
+        work: folder of a stage that keeps it, so that one that goes on has the same.
+    """
+    if prune.round_to != "auto":
+        return prune
+    file = None if work is None else work / _ALIGNMENT
+    if file is not None and file.is_file():
+        found = Alignment(**json.loads(file.read_text(encoding="utf-8")))
+    else:
+        found = alignment_of(graph, clock, progress)
+        if file is not None:
+            write_json(file, found._asdict())
+    held = (
+        ""
+        if found.liked == found.round_to
+        else (
+            f": layers here like multiples of {found.liked}, but the narrowest group has too few "
+            "channels for them"
+        )
+    )
+    progress.note(f"fastprune: prune.round_to auto is {found.round_to}{held}")
+    return prune.model_copy(update={"round_to": found.round_to})
+
+
+def check_latency(prune: PruneOptions, model: nn.Module, graph: ChannelGraph, clock: Clock) -> str:
+    """What latency can be brought to, in words, measured on a network with any weights.
+
+    Raises:
+        BudgetError: the budget is out of reach, so that training for it is in vain.
+    """
+    try:
+        return latency_range(
+            model,
+            graph,
+            prune.budget or {},
+            clock=clock,
+            round_to=prune.multiple,
+            min_channels=prune.min_channels,
+            ratios=prune.ratios,
+        )
+    except BudgetError as error:
+        raise BudgetError(f"prune.{error}") from None
+
+
+def latency_lines(notes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """As `budget_lines` has them, for a limit on latency that a plan was made for."""
+    found = notes.get("latency")
+    if found is None:
+        return []
+    return [{"metric": "latency_ms", "limit": found["limit_ms"], "reached": found["reached_ms"]}]
