@@ -105,13 +105,14 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     shared one they leave out the time in which others had the processor.
     """
     if device.type == "cuda":
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         torch.cuda.synchronize(device)
         begin.record()
         call()
         end.record()
         end.synchronize()
-        return 1e-3 * begin.elapsed_time(end)
+        return 1e-3 * float(begin.elapsed_time(end))
     now = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     start = now()
     call()
@@ -171,13 +172,13 @@ class DeviceClock:
 @contextmanager
 def _inference() -> Iterator[None]:
     """No autograd, and no filling of fresh memory, which tests ask of torch and users do not."""
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    memory: Any = torch.utils.deterministic
+    filled, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False
     try:
         with torch.inference_mode():
             yield
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        memory.fill_uninitialized_memory = filled
 
 
 def _runs(

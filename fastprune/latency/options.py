@@ -67,7 +67,7 @@ class Mode:
     def prepare(self, model: nn.Module) -> nn.Module:
         """The network in this mode, in place; compiling it is another matter."""
         model.eval().to(self.dtype)
-        return model.to(memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
+        return model.to(memory_format=self.memory_format)
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
         """Images in this mode."""

@@ -78,7 +78,7 @@ class LatencyModel:
     """Milliseconds of networks of any widths, from the tables of their layers.
 
     The sum over the layers leaves out what Python and calls in no table take, and caches that are
-    shared. So it is put right by networks that were measured whole: in straight lines between them.
+    shared. So networks that were measured whole put it right, in straight lines between them.
 
     Args:
         calls: of the network.
@@ -88,10 +88,10 @@ class LatencyModel:
     def __init__(self, calls: Sequence[Call], tables: Mapping[LayerKind, LayerTable]) -> None:
         equal: dict[tuple[LayerKind, bytes, bytes], list[Call]] = {}
         for call in calls:
-            forms = tuple(
+            inputs, outputs = (
                 b"" if form is None else form.tobytes() for form in (call.inputs, call.outputs)
             )
-            equal.setdefault((call.kind, *forms), []).append(call)
+            equal.setdefault((call.kind, inputs, outputs), []).append(call)
         self._terms = [(tables[kind], same[0], len(same)) for (kind, _, _), same in equal.items()]
         self._known: list[tuple[float, float]] = []
 
@@ -263,7 +263,7 @@ def _badness(tried: _Tried, bound: float) -> tuple[bool, float]:
 
 
 class _Measured:
-    """What was measured, each thing once: also by the interrupted call that this one goes on with."""
+    """What was measured, each thing once, an interrupted call that this goes on with included."""
 
     def __init__(
         self,

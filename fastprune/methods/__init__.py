@@ -209,7 +209,7 @@ class MethodContext:
     progress: Progress
     reopen: Reopen | None = None
     network: Network | None = None
-    latency: LatencyOptions = LatencyOptions()
+    latency: LatencyOptions = field(default_factory=LatencyOptions)
 
 
 @dataclass(frozen=True, slots=True)
