@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from fastprune.latency.alignment import Alignment, alignment_of
-from fastprune.latency.clock import Clock, DeviceClock, Setting
+from fastprune.latency.clock import Clock, DeviceClock, Setting, device_name
 from fastprune.latency.options import MODES, LatencyOptions, Mode, mode_refusal
+from fastprune.latency.profile import hardly_faster, profile, reasons
 from fastprune.latency.solving import (
     LATENCY,
     TOLERANCE,
@@ -25,7 +26,11 @@ __all__ = [
     "Mode",
     "Setting",
     "alignment_of",
+    "device_name",
+    "hardly_faster",
     "latency_range",
     "mode_refusal",
     "plan_within",
+    "profile",
+    "reasons",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,10 @@ from fastprune.config import RunConfig
 from fastprune.data import DataInfo
 from fastprune.graph import ChannelGraph, PruningPlan
 from fastprune.graph.units import map_sizes
+from fastprune.latency import Mode, hardly_faster
 from fastprune.run.directory import StageRecord
+from fastprune.run.timing import why_slow
+from fastprune.training.progress import SilentProgress
 
 __all__ = [
     "build_report",
@@ -71,6 +75,14 @@ def build_report(
             (config.latency.batch_size, *info.input_shape),
             device,
             repeats=config.latency.repeats,
+            mode=config.latency.mode,
+        )
+        before, after = latency["unpruned_ms"], latency["pruned_ms"]
+        slow = hardly_faster(before, after, small["macs"] / max(full["macs"], 1))
+        latency["why"] = (
+            why_slow(unpruned, pruned, info.input_shape, config.latency, device, SilentProgress())
+            if slow
+            else []
         )
     return {
         "model": config.model.name,
@@ -105,7 +117,7 @@ def build_report(
         ],
         "notes": records["plan"].results["notes"],
         "focus": focus,
-        "warnings": [*_warnings(latency, config), *left_out(records)],
+        "warnings": [*_warnings(latency), *left_out(records)],
         "seconds": {name: record.seconds for name, record in records.items()},
         "kills": {name: record.kills for name, record in records.items() if record.kills},
         "command": command or f"fastprune run {directory}/config.yaml --out {directory}",
@@ -120,6 +132,7 @@ def interleaved_latency(
     device: torch.device,
     *,
     repeats: int,
+    mode: str = "eager",
 ) -> dict[str, Any]:
     """Median milliseconds of a forward pass of both networks, taken in turns on this device.
 
@@ -127,6 +140,9 @@ def interleaved_latency(
     """
     inputs = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0)).to(device)
     networks = {"unpruned": unpruned.eval(), "pruned": pruned.eval()}
+    if mode != "eager":
+        inputs = Mode(mode).images(inputs)
+        networks = {k: Mode(mode).prepare(copy.deepcopy(n)) for k, n in networks.items()}
     times: dict[str, list[float]] = {name: [] for name in networks}
     with torch.inference_mode():
         for turn in range(_WARM_UP + repeats):
@@ -139,6 +155,7 @@ def interleaved_latency(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "batch_size": shape[0],
+        "mode": mode,
         "repeats": repeats,
         "unpruned_ms": round(before, 4),
         "pruned_ms": round(after, 4),
@@ -163,17 +180,16 @@ def _timed(network: nn.Module, inputs: torch.Tensor) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def _warnings(latency: Mapping[str, Any] | None, config: RunConfig) -> list[str]:
+def _warnings(latency: Mapping[str, Any] | None) -> list[str]:
     if latency is None:
         return []
     found = []
     if latency["speedup"] <= 1:
-        aligned = config.prune.round_to % 8 == 0
-        hint = "" if aligned else "; widths in multiples often are: prune.round_to=8"
         found.append(
             f"the pruned network is not faster on this device "
-            f"({latency['pruned_ms']} ms, unpruned {latency['unpruned_ms']} ms){hint}"
+            f"({latency['pruned_ms']} ms, unpruned {latency['unpruned_ms']} ms)"
         )
+    found += [f"hardly faster: {reason}" for reason in latency["why"]]
     return found + steady_warning(latency["spread"], "latency.repeats")
 
 
@@ -267,6 +283,8 @@ def print_report(report: Mapping[str, Any]) -> None:
         label = f"latency, ms (batch {latency['batch_size']}, {latency['device']})"
         table.add_row(label, f"{before:.2f}", f"{after:.2f}", share(after, before))
     console.print(table)
+    if "latency" in report["notes"]:
+        console.print(_reached(report["notes"]["latency"]), soft_wrap=True)
     fresh = report["notes"].get("weights") == "fresh"
     names = {
         "baseline": "baseline",
@@ -303,6 +321,17 @@ def print_report(report: Mapping[str, Any]) -> None:
     for warning in report["warnings"]:
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
     console.print(f"saved: {report['directory']}; again: {report['command']}", soft_wrap=True)
+
+
+def _reached(found: Mapping[str, Any]) -> str:
+    first = found["first_reached_ms"]
+    again = "" if first is None else f", after {first:.4g} of a first plan"
+    missed = "" if found["held"] else "; the budget is missed by more than measuring explains"
+    return (
+        f"budget in latency: {found['reached_ms']:.4g} ms reached, {found['limit_ms']:.4g} asked "
+        f"for, {found['predicted_ms']:.4g} predicted{again}, unpruned {found['unpruned_ms']:.4g}; "
+        f"batch {found['batch_size']}, {found['threads']} threads, {found['mode']}{missed}"
+    )
 
 
 def print_stage(results: Mapping[str, Any]) -> None:

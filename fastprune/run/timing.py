@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastprune.errors import BudgetError
 from fastprune.files import write_json
-from fastprune.graph import ChannelGraph
-from fastprune.latency import Alignment, Clock, alignment_of, latency_range
+from fastprune.graph import ChannelGraph, trace
+from fastprune.latency import (
+    Alignment,
+    Clock,
+    DeviceClock,
+    LatencyOptions,
+    Mode,
+    alignment_of,
+    hardly_faster,
+    latency_range,
+    profile,
+    reasons,
+)
 from fastprune.methods import PruneOptions
 from fastprune.training import Progress
 
-__all__ = ["check_latency", "latency_lines", "settled"]
+__all__ = ["check_latency", "latency_lines", "settled", "why_slow"]
 
 _ALIGNMENT = "alignment.json"
 
@@ -76,6 +89,49 @@ def check_latency(prune: PruneOptions, model: nn.Module, graph: ChannelGraph, cl
         )
     except BudgetError as error:
         raise BudgetError(f"prune.{error}") from None
+
+
+def why_slow(
+    unpruned: nn.Module,
+    pruned: nn.Module,
+    shape: Sequence[int],
+    options: LatencyOptions,
+    device: torch.device,
+    progress: Progress,
+) -> list[str]:
+    """Why a pruned network is hardly faster, weightiest reason first; nothing where it is.
+
+    Args:
+        unpruned: the network before; any weights.
+        pruned: and after.
+        shape: of an image, ``[C, H, W]``.
+        options: images at a time, and the mode.
+        device: where.
+        progress: shows the measuring.
+    """
+    clock, mode = DeviceClock(options, device), Mode(options.mode)
+    example = torch.zeros(1, *shape)
+    before, after = (_traced(model, example) for model in (unpruned, pruned))
+    unpruned_ms, pruned_ms = clock.networks([unpruned, pruned], [example])
+    if not hardly_faster(unpruned_ms, pruned_ms, after.cost().macs / before.cost().macs):
+        return []
+    random = torch.randn(options.batch_size, *shape, generator=torch.Generator().manual_seed(0))
+    ready = mode.prepare(copy.deepcopy(pruned).to(device))
+    found = profile(ready, [mode.images(random.to(device))], device)
+    widths = {
+        layer.weight.rpartition(".")[0]: (layer.input_width, layer.output_width)
+        for layer in before.layers
+    }
+    alignment = alignment_of(before, clock, progress)
+    return [
+        f"{pruned_ms:.3g} ms of {unpruned_ms:.3g} for {options.batch_size} images",
+        *reasons(found, widths, alignment),
+    ]
+
+
+def _traced(model: nn.Module, example: torch.Tensor) -> ChannelGraph:
+    like = next(iter(model.parameters()), example)
+    return trace(model, example.to(like.device))
 
 
 def latency_lines(notes: Mapping[str, Any]) -> list[dict[str, Any]]:
