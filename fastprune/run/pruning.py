@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from fastprune.data import Normalization, Splits
 from fastprune.errors import PlanError
 from fastprune.files import write_json
 from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, mask_plan
-from fastprune.latency import LATENCY, DeviceClock
+from fastprune.latency import LATENCY
 from fastprune.methods import MethodContext
 from fastprune.methods import registry as methods
 from fastprune.methods._states import read_states
 from fastprune.models import resolve
-from fastprune.run.checks import budget_lines, check_oracle, check_reachable
+from fastprune.run.checks import budget_lines, check_oracle
 from fastprune.run.classes import write_classes
 from fastprune.run.directory import STAGES
 from fastprune.run.figures import state_drawings
@@ -30,7 +30,7 @@ from fastprune.run.networks import build_network
 from fastprune.run.plots import plot_channels, plot_search
 from fastprune.run.report import build_report
 from fastprune.run.staged import Made, StagedRun, open_data
-from fastprune.run.timing import check_latency, latency_lines, settled
+from fastprune.run.timing import latency_lines, settled
 from fastprune.training import TrainingOptions
 from fastprune.training.progress import SilentProgress
 
@@ -70,17 +70,7 @@ class PruningRun(StagedRun):
         config = self.config
         self.check_common(graph)
         own = config.method.check(graph, config.prune, resolve(config.model.name))
-        prune = settled(config.method.in_force(config.prune), graph, self.clock, self.progress)
-        found = own or check_reachable(prune, graph)
-        if "latency_ms" in (prune.budget or {}):
-            fresh = self.fresh(config.seed).to(self.device)
-            found += f", {check_latency(prune, fresh, graph, self.clock)}"
-        self.say(f"reachable: {found}")
-
-    @cached_property
-    def clock(self) -> DeviceClock:
-        """What measures latency here."""
-        return DeviceClock(self.config.latency, self.device)
+        self.say(f"reachable: {own or self.reachable(graph)}")
 
     # Plan
 

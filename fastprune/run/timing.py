@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ from fastprune.latency import (
     reasons,
 )
 from fastprune.methods import PruneOptions
+from fastprune.run.checks import check_reachable
 from fastprune.training import Progress
 
-__all__ = ["check_latency", "latency_lines", "settled", "why_slow"]
+__all__ = ["latency_lines", "reachable_here", "settled", "why_slow"]
 
 _ALIGNMENT = "alignment.json"
 
@@ -71,12 +72,35 @@ def settled(
     return prune.model_copy(update={"round_to": found.round_to})
 
 
-def check_latency(prune: PruneOptions, model: nn.Module, graph: ChannelGraph, clock: Clock) -> str:
-    """What latency can be brought to, in words, measured on a network with any weights.
+def reachable_here(
+    asked: PruneOptions,
+    graph: ChannelGraph,
+    network: Callable[[], nn.Module],
+    clock: Clock,
+    progress: Progress,
+) -> str:
+    """What each metric can be brought to, in one line: latency too, where a budget limits it.
+
+    Args:
+        asked: the options.
+        graph: of the network.
+        network: makes it, with any weights, for its latency.
+        clock: what measures.
+        progress: told of what ``auto`` is.
 
     Raises:
-        BudgetError: the budget is out of reach, so that training for it is in vain.
+        BudgetError: the budget is out of reach or met already, so that training for it is in vain.
     """
+    prune = settled(asked, graph, clock, progress)
+    found = check_reachable(prune, graph)
+    if "latency_ms" in (prune.budget or {}):
+        found += f", {_check_latency(prune, network(), graph, clock)}"
+    return found
+
+
+def _check_latency(
+    prune: PruneOptions, model: nn.Module, graph: ChannelGraph, clock: Clock
+) -> str:
     try:
         return latency_range(
             model,
