@@ -171,7 +171,8 @@ def extremes(
     problem = _problem(graph, values, round_to, min_channels, ratios, keep)
     order = [None if score is None else np.argsort(score, kind="stable") for score in values]
     low = np.where(problem.fixed >= 0, problem.fixed, problem.floors)
-    half = _rounded((problem.sizes + low) // 2, problem.sizes, round_to)
+    between = _rounded((problem.sizes + low) // 2, problem.sizes, round_to)
+    half = np.where(problem.fixed >= 0, problem.fixed, between)
     return _plan(graph, order, low), _plan(graph, order, half)
 
 

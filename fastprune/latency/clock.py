@@ -35,6 +35,8 @@ were off by 12 %, of lower quartiles by 7, of medians by 9."""
 
 _WARM_UP, _TURNS, _FEWEST, _LONGEST = 2, 24, 5, 4.0
 """Of whole networks: turns before, turns, and the fewest of them after so many seconds."""
+_PLACES = 4
+"""Of memory that the tensors of single calls take turns in."""
 _KIND_SECONDS, _MOST, _LEAST = 1.0, 16, 4
 """Of single calls: seconds for all points of a kind, and the most and fewest turns in them."""
 
@@ -184,19 +186,26 @@ def _inference() -> Iterator[None]:
 def _runs(
     call: Call, points: Points, mode: Mode, device: torch.device
 ) -> Iterator[Callable[[], object]]:
-    """The call at each pair of widths, on tensors that share their memory, position by
-    position: whole networks, too, find their inputs in the cache.
+    """The call at each pair of widths, on tensors that take turns in a few places of memory, since
+    in a network, too, what a call reads was written by the one before, and its result goes where
+    another was.
     """
     memory = [
-        # Positive, since batch norm takes roots, and far from denormal numbers, which are slow.
-        torch.rand(math.prod(shape), device=device).add_(0.5).to(mode.dtype)
-        for shape in call.kind.shapes
+        [
+            # Positive, since batch norm takes roots; far from denormal numbers, which are slow.
+            torch.rand(math.prod(shape), device=device).add_(0.5).to(mode.dtype)
+            for shape in call.kind.shapes
+        ]
+        for _ in range(_PLACES)
     ]
-    for inputs, outputs in points:
+    for turn, (inputs, outputs) in enumerate(points):
         values = {
             value.id: _shaped(flat, shape, mode)
             for value, flat, shape in zip(
-                call.op.inputs, memory, call.kind.sizes(inputs, outputs), strict=True
+                call.op.inputs,
+                memory[turn % _PLACES],
+                call.kind.sizes(inputs, outputs),
+                strict=True,
             )
         }
         yield _run(call.op, values, _groups(call, outputs))
