@@ -35,6 +35,12 @@ TOLERANCE = 0.05
 run in turns beside busy neighbours differ by up to 3 %, so nothing finer can be held."""
 
 
+_AGAIN = 2
+"""How often a plan is looked for again. A plan takes what the table has too cheap, as a random one
+does not: of ResNet-56 beside busy neighbours the first was up to 28 % off, the second up to 13.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class LatencyFacts:
     """What became of a limit on latency, in milliseconds that the unpruned network's are of.
@@ -132,8 +138,8 @@ def plan_within(
     """`fastprune.solve`, with a limit on latency too.
 
     The limit is one on the lower quartile of many turns. The plan that the table gives is built
-    and measured beside the unpruned network; one that is more than 5 % off its limit is looked for
-    again, with what was measured; of the two the better is given.
+    and measured beside the unpruned network; where it is more than 5 % off its limit, another is
+    looked for with what was measured, at most twice, and the best of them is given.
 
     Args:
         model: the network that will be pruned; left as it is.
@@ -162,26 +168,25 @@ def plan_within(
         predict.put_right(graph.width_vector(plan), ms)
     # In milliseconds, so that a later correction of the model does not move what was asked for.
     asked = Budget(tuple(Limit("latency_ms", bound, False) if r is limit else r for r in limits))
-    first = _tried(graph, scores, asked, predict, measured, full_ms, solving)
-    best, second = first, None
-    if _missed(first, bound):
-        predict.put_right(graph.width_vector(first.plan), first.ms)
-        second = _tried(graph, scores, asked, predict, measured, full_ms, solving)
-        best = min(first, second, key=lambda tried: _badness(tried, bound))
+    tries = [_tried(graph, scores, asked, predict, measured, full_ms, solving)]
+    while _missed(tries[-1], bound) and len(tries) <= _AGAIN:
+        predict.put_right(graph.width_vector(tries[-1].plan), tries[-1].ms)
+        tries.append(_tried(graph, scores, asked, predict, measured, full_ms, solving))
+    best = min(tries, key=lambda tried: _badness(tried, bound))
     facts = LatencyFacts(
         limit_ms=bound,
         unpruned_ms=full_ms,
         smallest_ms=low_ms,
         predicted_ms=best.predicted,
         reached_ms=best.ms,
-        first_reached_ms=None if second is None else first.ms,
+        first_reached_ms=None if len(tries) == 1 else tries[0].ms,
         held=best.ms <= bound * (1 + TOLERANCE),
         device=clock.setting.device,
         threads=clock.setting.threads,
         batch_size=clock.setting.batch_size,
         mode=clock.setting.mode,
     )
-    again = "" if second is None else f", after {first.ms:.4g} ms of a first plan"
+    again = "" if len(tries) == 1 else f", after {tries[0].ms:.4g} ms of a first plan"
     told.note(
         f"latency: {best.ms:.4g} ms of {full_ms:.4g} measured, {best.predicted:.4g} predicted, "
         f"{bound:.4g} asked for{again}"

@@ -133,7 +133,26 @@ def test_a_plan_that_misses_is_looked_for_again_with_what_was_seen(given: Given)
     assert facts.held
     assert facts.reached_ms == pytest.approx(measured(given, clock, plan))
     # The unpruned, the half and the smallest network; then each plan beside the unpruned one.
-    assert clock.measured == [3, 2, 2]
+    assert clock.measured == [3, 2, 2, 2]
+
+
+class Stubborn(FormulaClock):
+    """Every plan takes as long as the unpruned network."""
+
+    def networks(self, models: Sequence[nn.Module], example: Sequence[Tensor]) -> list[float]:
+        found = super().networks(models, example)
+        return found if len(found) > 2 else [found[0]] * 2
+
+
+def test_where_no_plan_is_fast_enough_that_is_said(given: Given) -> None:
+    clock = Stubborn()
+    _, facts = solved(given, clock, {"latency_ms": 0.7})
+
+    assert facts is not None
+    assert not facts.held
+    assert facts.to_json()["held"] is False
+    assert facts.reached_ms == facts.unpruned_ms
+    assert clock.measured == [3, 2, 2, 2]
 
 
 def test_a_machine_that_slows_down_meanwhile_changes_nothing(given: Given) -> None:
@@ -178,7 +197,7 @@ def test_what_can_be_reached_is_said_without_a_table(given: Given) -> None:
         latency_range(model, graph, {"latency_ms": 0.01}, clock=clock)
 
 
-@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
 def test_a_call_that_goes_on_decides_as_if_it_had_not_stopped(
     given: Given, tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,7 +216,7 @@ def test_a_call_that_goes_on_decides_as_if_it_had_not_stopped(
 
     assert again == whole
     assert clock.layers == 0 if at else clock.layers > 0
-    assert len(clock.measured) == 3 - at
+    assert len(clock.measured) == 4 - at
     assert (work / LATENCY).read_bytes() == (tmp_path / "whole" / LATENCY).read_bytes()
 
 
