@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastprune.latency.alignment import Alignment, alignment_of
-from fastprune.latency.clock import Clock, DeviceClock, Setting, device_name
+from fastprune.latency.clock import Clock, DeviceClock, Setting, device_name, seconds_of
 from fastprune.latency.options import MODES, LatencyOptions, Mode, mode_refusal
 from fastprune.latency.profile import hardly_faster, profile, reasons
 from fastprune.latency.solving import (
@@ -33,4 +33,5 @@ __all__ = [
     "plan_within",
     "profile",
     "reasons",
+    "seconds_of",
 ]

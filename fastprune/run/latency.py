@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fastprune import artifact, models
 from fastprune.errors import ConfigError
 from fastprune.files import write_atomically, write_json
-from fastprune.latency import LatencyOptions, Mode, device_name, mode_refusal
+from fastprune.latency import LatencyOptions, Mode, device_name, mode_refusal, seconds_of
 from fastprune.run.networks import device_of
 from fastprune.run.paths import RunPaths
 from fastprune.run.timing import why_slow
@@ -115,8 +115,9 @@ def measure(
 ) -> Measured:
     """Times both networks in turns, and writes ``latency.json`` and ``latency.csv``.
 
-    Times are those that pass on the clock for whoever waits. Weights of the unpruned network are
-    fresh: they do not matter.
+    On one CPU thread times are its CPU time, which on a quiet machine is what passes on the clock;
+    on several they are that; on a GPU they are between events. Weights of the unpruned network
+    are fresh: they do not matter.
 
     Args:
         path: a run directory, or a saved network with an architecture.
@@ -170,9 +171,12 @@ def measure(
                     if reason is not None:
                         skipped[mode.name] = reason
     why: list[str] = []
-    if rows:
-        with _threads(counts[0]):
-            options = LatencyOptions(batch_size=max(sizes))
+    # Of the setting that gained least; what a compiler made of a network has no layers to look at.
+    eager = [row for row in rows if row.network == "pruned" and not Mode(row.mode).compiled]
+    if eager:
+        least = min(eager, key=lambda row: row.speedup)
+        options = LatencyOptions.model_validate({"batch_size": least.batch, "mode": least.mode})
+        with _threads(least.threads):
             why = why_slow(networks["unpruned"], networks["pruned"], shape, options, where, told)
     folder = RunPaths(out or stem.parent)
     found = Measured(
@@ -268,9 +272,9 @@ class _Pair:
             begun = time.monotonic()
             for turn in range(_WARM_UP + repeats):
                 for name, run in self._run.items():
-                    took = _milliseconds(run, self._images, self._device)
+                    took = seconds_of(lambda run=run: run(self._images), self._device)  # type: ignore[misc]
                     if turn >= _WARM_UP:
-                        times[name].append(took)
+                        times[name].append(1e3 * took)
                 if turn >= _WARM_UP + _FEWEST and time.monotonic() - begun > _LONGEST:
                     break
         medians = {name: float(np.median(found)) for name, found in times.items()}
@@ -289,17 +293,6 @@ class _Pair:
             )
             for name, found in times.items()
         ]
-
-
-def _milliseconds(run: Callable[[Tensor], object], images: Tensor, device: torch.device) -> float:
-    """On the clock: on a GPU until it is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run(images)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return 1e3 * (time.perf_counter() - start)
 
 
 def _refusal(mode: Mode, device: torch.device) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from fastprune.config import RunConfig
 from fastprune.data import DataInfo
 from fastprune.graph import ChannelGraph, PruningPlan
 from fastprune.graph.units import map_sizes
-from fastprune.latency import Mode, hardly_faster
+from fastprune.latency import Mode, hardly_faster, seconds_of
 from fastprune.run.directory import StageRecord
 from fastprune.run.timing import why_slow
 from fastprune.training.progress import SilentProgress
@@ -137,6 +136,7 @@ def interleaved_latency(
     """Median milliseconds of a forward pass of both networks, taken in turns on this device.
 
     In turns, since the speed of a shared machine changes from second to second, for both alike.
+    On one CPU thread they are its CPU time, see `fastprune.latency.seconds_of`.
     """
     inputs = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0)).to(device)
     networks = {"unpruned": unpruned.eval(), "pruned": pruned.eval()}
@@ -147,9 +147,9 @@ def interleaved_latency(
     with torch.inference_mode():
         for turn in range(_WARM_UP + repeats):
             for name, network in networks.items():
-                took = _timed(network, inputs)
+                took = seconds_of(lambda network=network: network(inputs), device)  # type: ignore[misc]
                 if turn >= _WARM_UP:
-                    times[name].append(took)
+                    times[name].append(1e3 * took)
     before, after = (statistics.median(times[name]) for name in networks)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -168,16 +168,6 @@ def _spread(times: Sequence[float]) -> float:
     """Distance between the quartiles as a share of the median."""
     low, middle, high = statistics.quantiles(times, n=4) if len(times) > 1 else (1.0, 1.0, 1.0)
     return (high - low) / middle
-
-
-def _timed(network: nn.Module, inputs: torch.Tensor) -> float:
-    if inputs.is_cuda:
-        torch.cuda.synchronize(inputs.device)
-    start = time.perf_counter()
-    network(inputs)
-    if inputs.is_cuda:
-        torch.cuda.synchronize(inputs.device)
-    return 1e3 * (time.perf_counter() - start)
 
 
 def _warnings(latency: Mapping[str, Any] | None) -> list[str]:

@@ -137,7 +137,8 @@ def why_slow(
     example = torch.zeros(1, *shape)
     before, after = (_traced(model, example) for model in (unpruned, pruned))
     unpruned_ms, pruned_ms = clock.networks([unpruned, pruned], [example])
-    if not hardly_faster(unpruned_ms, pruned_ms, after.cost().macs / before.cost().macs):
+    kept = after.cost().macs / max(before.cost().macs, 1)
+    if not hardly_faster(unpruned_ms, pruned_ms, kept):
         return []
     random = torch.randn(options.batch_size, *shape, generator=torch.Generator().manual_seed(0))
     ready = mode.prepare(copy.deepcopy(pruned).to(device))
@@ -148,7 +149,8 @@ def why_slow(
     }
     alignment = alignment_of(before, clock, progress)
     return [
-        f"{pruned_ms:.3g} ms of {unpruned_ms:.3g} for {options.batch_size} images",
+        f"{pruned_ms:.3g} ms of {unpruned_ms:.3g} with {kept:.0%} of the MACs; {options.mode}, "
+        f"batch {options.batch_size}",
         *reasons(found, widths, alignment),
     ]
 

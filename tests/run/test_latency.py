@@ -38,7 +38,6 @@ def test_both_networks_are_timed_in_turns(saved: Path, tmp_path: Path) -> None:
         str(saved),
         modes=["eager", "channels_last"],
         batches=[1, 3],
-        threads=[1, 2],
         repeats=4,
         out=tmp_path / "out",
         quiet=True,
@@ -46,8 +45,7 @@ def test_both_networks_are_timed_in_turns(saved: Path, tmp_path: Path) -> None:
     shape = [(r.threads, r.mode, r.batch, r.network) for r in found.rows]
 
     assert shape == [
-        (threads, mode, batch, network)
-        for threads in (1, 2)
+        (1, mode, batch, network)
         for mode in ("eager", "channels_last")
         for batch in (1, 3)
         for network in ("unpruned", "pruned")
@@ -65,6 +63,23 @@ def test_both_networks_are_timed_in_turns(saved: Path, tmp_path: Path) -> None:
         rows = list(csv.DictReader(lines))
     assert [float(row["median_ms"]) for row in rows] == [row.median_ms for row in found.rows]
     assert json.loads(content.read_text()) == found.to_dict()
+
+
+def test_numbers_of_threads_are_measured_and_left_as_they_were(
+    saved: Path, tmp_path: Path
+) -> None:
+    found = measure(
+        str(saved),
+        modes=["eager"],
+        batches=[1],
+        threads=[1, 2],
+        repeats=2,
+        out=tmp_path,
+        quiet=True,
+    )
+
+    assert [row.threads for row in found.rows] == [1, 1, 2, 2]
+    assert torch.get_num_threads() == 1
 
 
 def test_what_cannot_run_here_is_said(
