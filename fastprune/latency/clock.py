@@ -37,7 +37,7 @@ _WARM_UP, _TURNS, _FEWEST, _LONGEST = 2, 24, 5, 4.0
 """Of whole networks: turns before, turns, and the fewest of them after so many seconds."""
 _PLACES = 4
 """Of memory that the tensors of single calls take turns in."""
-_KIND_SECONDS, _MOST, _LEAST = 1.0, 16, 4
+_KIND_SECONDS, _MOST, _LEAST = 1.0, 16, 3
 """Of single calls: seconds for all points of a kind, and the most and fewest turns in them."""
 
 
