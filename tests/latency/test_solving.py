@@ -195,6 +195,9 @@ def test_what_can_be_reached_is_said_without_a_table(given: Given) -> None:
     assert clock.layers == 0
     with pytest.raises(BudgetError, match="cannot be reached"):
         latency_range(model, graph, {"latency_ms": 0.01}, clock=clock)
+    with pytest.raises(BudgetError, match=r"latency_ms: 1000 is met by the unpruned network \("):
+        latency_range(model, graph, {"latency_ms": 1000}, clock=clock)
+    latency_range(model, graph, {"latency_ms": 1000, "macs": 0.5}, clock=clock)
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 3])
