@@ -31,8 +31,8 @@ LATENCY = "latency_table.json"
 """What a call measured, in its work folder."""
 
 TOLERANCE = 0.05
-"""How far from its limit a measured latency may be. ResNet-56 beside itself, in turns and with busy
-neighbours, differed by up to 2.3 % in ten measurements, so nothing much finer can be held."""
+"""How far from its limit a measured latency may be. ResNet-56 beside itself, in turns on a busy
+machine, differed by up to 2.3 % in ten measurements, so nothing much finer can be held."""
 
 
 _AGAIN = 2
