@@ -19,6 +19,7 @@ from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, trace
 
 __all__ = [
     "FORMAT",
+    "architecture_of",
     "describe",
     "load",
     "load_state",
@@ -271,6 +272,18 @@ def _rebuilt(stem: Path, description: Mapping[str, Any], model: nn.Module | None
     except FastpruneError as error:
         what = "the given model" if model is not None else f"{architecture!r}"
         raise ArtifactError(f"{stem}: cannot be rebuilt from {what}: {error}") from error
+
+
+def architecture_of(path: str | Path) -> str:
+    """The name of a saved network's architecture, as `fastprune.models.build` takes it here.
+
+    Raises:
+        ArtifactError: there is no saved network, or it was saved without an architecture.
+    """
+    stem, description = describe(path)
+    if description["architecture"] is None:
+        raise ArtifactError(f"{stem}: saved without an architecture; expected one with")
+    return _found(description["architecture"], stem.parent)
 
 
 def _found(architecture: str, folder: Path) -> str:

@@ -24,6 +24,7 @@ from pydantic_core import ErrorDetails
 from fastprune import methods
 from fastprune.data import DataOptions, Normalization
 from fastprune.errors import ConfigError, nearest
+from fastprune.latency import LatencyOptions
 from fastprune.methods import MethodOptions, PruneOptions
 from fastprune.options import Options
 from fastprune.training import TrainingOptions
@@ -68,13 +69,6 @@ class ModelOptions(Options):
             if name in options:
                 raise ValueError(f"{name} is not one of them; expected model.{name}")
         return options
-
-
-class LatencyOptions(Options):
-    """How the report measures time: medians of interleaved runs; 0 ``repeats``, no times."""
-
-    batch_size: int = Field(default=16, ge=1)
-    repeats: int = Field(default=20, ge=0)
 
 
 def _method(given: Any) -> Any:

@@ -11,10 +11,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["digest_of", "locked", "sha256_of", "sync", "write_atomically", "write_json"]
+__all__ = [
+    "cache_folder",
+    "digest_of",
+    "locked",
+    "sha256_of",
+    "sync",
+    "write_atomically",
+    "write_json",
+]
 
 TEMPORARY = ".fastprune-tmp-"
 """How the names of half-written files begin; a crash may leave one behind, and nobody reads it."""
+
+
+def cache_folder() -> Path | None:
+    """The user's folder for what can be made again: ``$XDG_CACHE_HOME/fastprune``, by default
+    ``~/.cache/fastprune``; None where there is no home folder.
+    """
+    # Where it is not absolute, the XDG specification has it left out of account.
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not given.is_absolute():
+        # Not Path.home, which raises for a user who has none, as many in a container.
+        given = Path(os.path.expanduser("~/.cache"))
+    return given / "fastprune" if given.is_absolute() else None
 
 
 def write_atomically(

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastprune import criteria
-from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, solve, trace
+from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, trace
 from fastprune.graph.budget import MIN_CHANNELS, Ranking
 from fastprune.graph.trace import Example
+from fastprune.latency import DeviceClock, LatencyOptions, alignment_of, plan_within
 from fastprune.records import Budget, Cost
+from fastprune.training.progress import SilentProgress
 
-__all__ = ["Pruned", "measure_latency", "prune"]
+__all__ = ["Pruned", "prune"]
 
 
 class Pruned(NamedTuple):
@@ -42,7 +42,7 @@ def prune(
     *,
     criterion: str = "l1",
     budget: Budget | Mapping[str, float] | None = None,
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = 1,
     min_channels: int | float = MIN_CHANNELS,
     ranking: Ranking = "global",
     ratios: Mapping[str, float] | None = None,
@@ -56,7 +56,9 @@ def prune(
         model: the trained network.
         example: an input, or a tuple of positional arguments.
         criterion: name of a registered criterion.
-        budget, round_to, min_channels, ranking, ratios: as in :func:`fastprune.solve`.
+        budget, round_to, min_channels, ranking, ratios: as in :func:`fastprune.solve`. Latency is
+            measured here, with as many images as the example has and torch's threads; ``round_to``
+            may be ``auto``: what this device likes.
         keep: name patterns of layers whose channels stay.
         batches: (images, labels) for criteria that look at data.
         generator: source of randomness for criteria that draw.
@@ -67,41 +69,15 @@ def prune(
     graph = trace(model, example, keep=keep)
     scores = criteria.score(criterion, model, graph, batches=batches, generator=generator)
 
-    def measure(plan: PruningPlan) -> float:
-        return measure_latency(
-            apply_plan(model, graph, plan, allow_unchanged=True), graph.example()
-        )
-
-    plan = solve(
-        graph, scores, budget, round_to=round_to, min_channels=min_channels, ranking=ranking,
-        ratios=ratios,
-        measure=measure,
+    first = example if isinstance(example, Tensor) else example[0]
+    images = LatencyOptions(batch_size=len(first) if first.ndim else 1)
+    clock = DeviceClock(images, next((p.device for p in model.parameters()), torch.device("cpu")))
+    multiple = round_to
+    if multiple == "auto":
+        multiple = alignment_of(graph, clock, SilentProgress()).round_to
+    plan, _ = plan_within(
+        model, graph, scores, budget, clock=clock, round_to=multiple, min_channels=min_channels,
+        ranking=ranking, ratios=ratios,
     )  # fmt: skip
     small = apply_plan(model, graph, plan)
     return Pruned(small, plan, graph, graph.cost(), graph.cost(plan))
-
-
-def measure_latency(
-    model: nn.Module, inputs: Sequence[Tensor], *, runs: int = 11, warm_up: int = 3
-) -> float:
-    """Median milliseconds of one forward pass, in evaluation mode, on the inputs' device."""
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    inputs = [torch.empty_like(x, memory_format=torch.contiguous_format).copy_(x) for x in inputs]
-    cuda = any(x.is_cuda for x in inputs)
-    times = []
-    try:
-        with torch.inference_mode():
-            for run in range(warm_up + runs):
-                if cuda:
-                    torch.cuda.synchronize()
-                start = time.perf_counter()
-                model(*inputs)
-                if cuda:
-                    torch.cuda.synchronize()
-                if run >= warm_up:
-                    times.append(1e3 * (time.perf_counter() - start))
-    finally:
-        for module in training:
-            module.training = True
-    return statistics.median(times)

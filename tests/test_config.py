@@ -79,7 +79,8 @@ def test_everything_wrong_is_said_at_once_with_its_path_and_the_nearest_name() -
         "config: data.batchsize: unknown key; did you mean 'batch_size' or 'eval_batch_size'?",
         "config: method.criterio: unknown key; did you mean 'criterion' or 'iterations'?",
         "config: prune.budget: mac: unknown metric; did you mean 'macs'?",
-        "config: prune.round_to: expected greater than or equal to 1; got 0",
+        "config: prune.round_to: expected a whole number of at least 1, or auto: what the device "
+        "likes; got 0",
         "config: finetune.epochs: expected a valid integer, unable to parse string as an integer; "
         "got 'many'",
         "config: finetune.distill.alfa: unknown key; did you mean 'alpha'?",

@@ -20,7 +20,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     1: ("ops", "nn"),
     2: ("graph",),
     3: ("search", "criteria", "models", "data"),
-    4: ("distributed", "training", "pruning", "artifact"),
+    4: ("distributed", "training", "latency", "pruning", "artifact"),
     5: ("methods",),
     6: ("config", "run", "doctor"),
     7: ("cli", "__main__"),

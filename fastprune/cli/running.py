@@ -87,7 +87,12 @@ def prune(
     latency_ms: Annotated[
         float | None, typer.Option("--latency-ms", help="Budget, as --macs.")
     ] = None,
-    round_to: Annotated[int, typer.Option(min=1, help="Widths become multiples of this.")] = 1,
+    round_to: Annotated[
+        str,
+        typer.Option(
+            metavar="N|auto", help="Widths become multiples of this; auto: what the device likes."
+        ),
+    ] = "1",
     ranking: Annotated[str, typer.Option(help="global, layer or isomorphic.")] = "global",
     keep: Annotated[
         list[str] | None, typer.Option(help="Pattern of channel groups never pruned; repeatable.")
@@ -137,7 +142,7 @@ def prune(
         criterion=criterion,
         iterations=iterations,
         budget={metric: value for metric, value in budget.items() if value is not None},
-        round_to=round_to,
+        round_to=int(round_to) if round_to.isdecimal() else round_to,
         ranking=ranking,
         keep=keep or (),
         data=data,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from fastprune.data._options import DataOptions
 from fastprune.data._pipeline import DataInfo, Feed, InputPipeline, Splits
 from fastprune.data._telling import SILENT, Teller
 from fastprune.errors import DataError, nearest
+from fastprune.files import cache_folder
 
 __all__ = ["TrainingImages", "feeds", "load", "load_test", "load_training"]
 
@@ -201,9 +201,4 @@ def _cache(options: DataOptions) -> Path | None:
         return None
     if options.cache is not None:
         return options.cache.expanduser()
-    # Where it is not absolute, the XDG specification has it left out of account.
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not given.is_absolute():
-        # Not Path.home, which raises for a user who has none, as many in a container.
-        given = Path(os.path.expanduser("~/.cache"))
-    return given / "fastprune" if given.is_absolute() else None
+    return cache_folder()

@@ -19,7 +19,7 @@ from fastprune.graph.channel_graph import ChannelGraph
 from fastprune.graph.plan import PruningPlan
 from fastprune.records import Budget, Metric, amount
 
-__all__ = ["MIN_CHANNELS", "Ranking", "Reach", "reachable", "solve"]
+__all__ = ["MIN_CHANNELS", "Latency", "Ranking", "Reach", "extremes", "reachable", "solve"]
 
 Ranking = Literal["global", "layer", "isomorphic"]
 Floats = NDArray[np.float64]
@@ -28,7 +28,10 @@ Ints = NDArray[np.int64]
 # Without a floor, one global ranking empties whole layers long before the budget is met.
 MIN_CHANNELS = 0.1
 
-_COLUMNS: dict[str, int] = {"macs": 0, "params": 1, "channels": 2, "size_mb": 3}
+_COLUMNS: dict[str, int] = {"macs": 0, "params": 1, "channels": 2, "size_mb": 3, "latency_ms": 4}
+
+Latency = Callable[[Floats], Floats]
+"""Milliseconds ``[...]`` of networks of widths ``[..., groups]``."""
 
 
 class Reach(NamedTuple):
@@ -66,7 +69,7 @@ def solve(
     ranking: Ranking = "global",
     ratios: Mapping[str, float] | None = None,
     keep: Sequence[str] = (),
-    measure: Callable[[PruningPlan], float] | None = None,
+    latency: Latency | None = None,
 ) -> PruningPlan:
     """The plan that keeps the best-scored channels within the budget.
 
@@ -88,8 +91,8 @@ def solve(
         ratios: group name pattern -> pruning ratio (dropped / all) for groups that the budget
             shall not decide.
         keep: name patterns of groups that stay whole.
-        measure: gives the latency in milliseconds of the network a plan leaves; needed for
-            ``latency_ms`` alone.
+        latency: gives the milliseconds of networks of widths ``[..., groups]``; needed for
+            ``latency_ms`` alone. `fastprune.latency.plan_within` measures one.
 
     Raises:
         BudgetError: the budget cannot be met (the message gives the range), or is met already.
@@ -108,23 +111,25 @@ def solve(
 
     limits = Budget.parse(budget)
     classes = _classes(graph, values, problem.fixed, ranking)
-    full = graph.cost_model.raw(problem.sizes.astype(np.float64))
-    lowest = _widths_at(problem, classes, 1.0)
-    if measure is None and any(limit.metric == "latency_ms" for limit in limits.limits):
+    if latency is None and any(limit.metric == "latency_ms" for limit in limits.limits):
         raise BudgetError(
-            "budget.latency_ms: needs a way to measure latency; pass measure=, or use "
+            "budget.latency_ms: needs a latency that can be predicted; pass latency=, or use "
             "fastprune.prune"
         )
-    bounds, latency = _bounds(graph, limits, full, lowest)
-    full_ms = measure(graph.full_plan()) if measure is not None and latency is not None else 0.0
+
+    def costs(widths: Ints) -> Floats:
+        """Costs ``[..., 5]`` of widths ``[..., groups]``, the last the latency, or 0."""
+        given = widths.astype(np.float64)
+        raw = graph.cost_model.raw(given)
+        ms = np.zeros(raw.shape[:-1]) if latency is None else latency(given)
+        return np.concatenate([raw, ms[..., None]], axis=-1)
+
+    full = costs(problem.sizes)
+    lowest = _widths_at(problem, classes, 1.0)
+    bounds = _bounds(limits, full, costs(lowest))
 
     def fits(widths: Ints) -> bool:
-        cost = graph.cost_model.raw(widths.astype(np.float64))
-        if np.any(cost > bounds):
-            return False
-        if latency is None or measure is None:
-            return True
-        return bool(measure(_plan(graph, order, widths)) <= latency.absolute(full_ms))
+        return bool(np.all(costs(widths) <= bounds))
 
     unpruned = np.where(problem.fixed >= 0, problem.fixed, problem.sizes)
     if fits(unpruned):
@@ -136,21 +141,39 @@ def solve(
         return _plan(graph, order, unpruned)
     steps = sum(len(members) for members, _ in classes)
     low, high = 0, steps  # does not fit, fits
-    if latency is not None and not fits(lowest):
-        raise BudgetError(
-            f"budget.latency_ms: {latency.value} cannot be reached; with every group at its "
-            "floor the latency is "
-            f"still above it"
-        )
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (
             (low, middle) if fits(_widths_at(problem, classes, middle / steps)) else (middle, high)
         )
     widths = _widths_at(problem, classes, high / steps)
-    if latency is None:
-        widths = _give_back(problem, values, order, widths, bounds)
+    # Latency goes in steps, on which many channels come back for nothing.
+    often = 256 if latency is None else 1024
+    widths = _give_back(problem, values, order, widths, bounds, costs, often)
     return _plan(graph, order, widths)
+
+
+def extremes(
+    graph: ChannelGraph,
+    scores: Mapping[str, Any],
+    *,
+    round_to: int = 1,
+    min_channels: int | float = MIN_CHANNELS,
+    ratios: Mapping[str, float] | None = None,
+    keep: Sequence[str] = (),
+) -> tuple[PruningPlan, PruningPlan]:
+    """The smallest plan that :func:`solve` could give, and one half way to it, for measuring.
+
+    Args:
+        graph, scores, round_to, min_channels, ratios, keep: as in :func:`solve`.
+    """
+    values = _scores(graph, scores)
+    problem = _problem(graph, values, round_to, min_channels, ratios, keep)
+    order = [None if score is None else np.argsort(score, kind="stable") for score in values]
+    low = np.where(problem.fixed >= 0, problem.fixed, problem.floors)
+    between = _rounded((problem.sizes + low) // 2, problem.sizes, round_to)
+    half = np.where(problem.fixed >= 0, problem.fixed, between)
+    return _plan(graph, order, low), _plan(graph, order, half)
 
 
 def reachable(
@@ -171,6 +194,7 @@ def reachable(
         Reach(metric, float(low[c]) * scale, float(full[c]) * scale)  # type: ignore[arg-type]
         for metric, c in _COLUMNS.items()
         for scale in (1e-6 if metric == "size_mb" else 1.0,)
+        if metric != "latency_ms"
     )
 
 
@@ -333,15 +357,14 @@ def _widths_at(problem: _Problem, classes: list[tuple[Ints, Floats]], ratio: flo
     return np.where(problem.fixed >= 0, problem.fixed, widths)
 
 
-def _bounds(graph: ChannelGraph, budget: Budget, full: Floats, lowest: Ints) -> tuple[Floats, Any]:
-    """Upper bounds ``[4]`` on the closed-form costs, and the latency limit if there is one."""
-    bounds = np.full(4, np.inf)
-    latency = None
-    least = graph.cost_model.raw(lowest.astype(np.float64))
+def _bounds(budget: Budget, full: Floats, least: Floats) -> Floats:
+    """Upper bounds on the costs ``[5]``, given those of the unpruned and the smallest network.
+
+    Raises:
+        BudgetError: one is below what the smallest costs.
+    """
+    bounds = np.full(5, np.inf)
     for limit in budget.limits:
-        if limit.metric == "latency_ms":
-            latency = limit
-            continue
         column = _COLUMNS[limit.metric]
         scale = 1e6 if limit.metric == "size_mb" else 1.0
         bound = limit.absolute(full[column] / scale) * scale
@@ -354,18 +377,22 @@ def _bounds(graph: ChannelGraph, budget: Budget, full: Floats, lowest: Ints) -> 
                 "network)"
             )
         bounds[column] = min(bounds[column], bound)
-    return bounds, latency
+    return bounds
 
 
 def _give_back(
-    problem: _Problem, values: list[Floats | None], order: list[Any], widths: Ints, bounds: Floats
+    problem: _Problem,
+    values: list[Floats | None],
+    order: list[Any],
+    widths: Ints,
+    bounds: Floats,
+    costs: Callable[[Ints], Floats],
+    often: int,
 ) -> Ints:
     """Restores the best dropped channels that still fit, one step of one group at a time."""
-    model = problem.graph.cost_model
     open_groups = np.flatnonzero(problem.fixed < 0)
-    for _ in range(256):
-        tight = model.raw(widths.astype(np.float64)) / bounds
-        if tight.max() > 0.9995:
+    for _ in range(often):
+        if (costs(widths) / bounds).max() > 0.9995:
             break
         wider = _rounded(widths + 1, problem.sizes, problem.round_to)
         growing = open_groups[wider[open_groups] > widths[open_groups]]
@@ -373,7 +400,7 @@ def _give_back(
             break
         candidates = np.repeat(widths[None], len(growing), 0)
         candidates[np.arange(len(growing)), growing] = wider[growing]
-        fit = np.all(model.raw(candidates.astype(np.float64)) <= bounds, axis=1)
+        fit = np.all(costs(candidates) <= bounds, axis=1)
         if not fit.any():
             break
         gains = [_best_dropped(values[i], order[i], int(widths[i])) for i in growing[fit]]
@@ -400,7 +427,7 @@ def _shown(budget: Budget) -> str:
 
 
 def _costs(raw: Floats) -> str:
-    macs, params, channels, size = raw
+    macs, params, channels, size, _ = raw
     return (
         f"macs {macs:,.0f}, params {params:,.0f}, channels {channels:,.0f}, "
         f"size_mb {size / 1e6:.3f}"

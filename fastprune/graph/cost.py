@@ -20,7 +20,7 @@ from fastprune.records import Cost
 if TYPE_CHECKING:
     from fastprune.graph.channel_graph import ChannelGraph
 
-__all__ = ["CostModel", "Costs", "cost_model_of"]
+__all__ = ["CostModel", "Costs", "cost_model_of", "width_form"]
 
 Ints = NDArray[np.int64]
 
@@ -112,10 +112,26 @@ def _added_up(forms: NDArray[np.float64], terms: Sequence[Term]) -> CostModel:
     return CostModel(forms, unique // len(forms), unique % len(forms), coefficients)
 
 
-def cost_model_of(graph: ChannelGraph) -> CostModel:
-    """Every layer and every parameter as a product of two linear forms of the widths."""
+def width_form(graph: ChannelGraph, channels: Map) -> NDArray[np.float64]:
+    """How many of ``channels`` are left at given widths, as ``form[0] + form[1:] @ widths``.
+
+    Args:
+        graph: of the network.
+        channels: as in ``Slot.channels``.
+    """
     sizes = np.array([g.channels for g in graph.groups], np.int64)
     bounds = np.array([g.start for g in graph.groups], np.int64)
+    form = np.zeros(len(sizes) + 1)
+    movable = channels[channels < graph.total]
+    form[0] = len(channels) - len(movable)
+    if len(movable):
+        owner = np.searchsorted(bounds, movable, side="right") - 1
+        form[1:] = np.bincount(owner, minlength=len(sizes)) / sizes
+    return form
+
+
+def cost_model_of(graph: ChannelGraph) -> CostModel:
+    """Every layer and every parameter as a product of two linear forms of the widths."""
     rows: dict[bytes, int] = {}
     forms: list[NDArray[np.float64]] = []
     seen: dict[int, int] = {}
@@ -132,16 +148,10 @@ def cost_model_of(graph: ChannelGraph) -> CostModel:
             return one
         if id(channels) in seen:
             return seen[id(channels)]
-        form = np.zeros(len(sizes) + 1)
-        movable = channels[channels < graph.total]
-        form[0] = len(channels) - len(movable)
-        if len(movable):
-            owner = np.searchsorted(bounds, movable, side="right") - 1
-            form[1:] = np.bincount(owner, minlength=len(sizes)) / sizes
-        seen[id(channels)] = add(form)
+        seen[id(channels)] = add(width_form(graph, channels))
         return seen[id(channels)]
 
-    one = add(np.concatenate([[1.0], np.zeros(len(sizes))]))
+    one = add(np.concatenate([[1.0], np.zeros(len(graph.groups))]))
     terms: list[Term] = []
     for layer in graph.layers:
         scale = float(layer.positions * layer.kernel)

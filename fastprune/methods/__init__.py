@@ -15,6 +15,7 @@ from fastprune.data import Splits
 from fastprune.errors import BudgetError
 from fastprune.graph import ChannelGraph, PruningPlan
 from fastprune.graph.budget import MIN_CHANNELS, Ranking
+from fastprune.latency import LatencyOptions
 from fastprune.models import Network
 from fastprune.options import Options, expecting
 from fastprune.records import Budget
@@ -126,7 +127,10 @@ class PruneOptions(Options):
     """How small, and where not: common to all methods that rank channels by score."""
 
     budget: dict[str, float] | None = None
-    round_to: int = Field(default=1, ge=1)
+    round_to: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["auto"],
+        expecting("a whole number of at least 1, or auto: what the device likes"),
+    ] = 1
     min_channels: Annotated[
         Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)],
         expecting("a count of channels or a fraction below 1"),
@@ -134,6 +138,20 @@ class PruneOptions(Options):
     ranking: Ranking = "global"
     ratios: dict[str, float] = Field(default={})
     keep: tuple[str, ...] = ()
+
+    @property
+    def multiple(self) -> int:
+        """``round_to`` as a number; what ``auto`` is, is settled before a method is called."""
+        if self.round_to == "auto":
+            raise ValueError(
+                "round_to: expected a number, got 'auto', which depends on the device"
+            )
+        return self.round_to
+
+    @property
+    def timed(self) -> bool:
+        """Whether a plan depends on times that are measured."""
+        return self.round_to == "auto" or "latency_ms" in (self.budget or {})
 
     @field_validator("budget")
     @classmethod
@@ -175,6 +193,7 @@ class MethodContext:
             there can be no other processes.
         network: what is known of the network by its name, such as the tables of its family; None
             where it has no name.
+        latency: what a budget in latency is of.
     """
 
     model: nn.Module
@@ -190,6 +209,7 @@ class MethodContext:
     progress: Progress
     reopen: Reopen | None = None
     network: Network | None = None
+    latency: LatencyOptions = field(default_factory=LatencyOptions)
 
 
 @dataclass(frozen=True, slots=True)

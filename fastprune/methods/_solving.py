@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from fastprune.graph import PruningPlan, apply_plan, solve
+from fastprune.graph import ChannelGraph, PruningPlan
+from fastprune.latency import DeviceClock, plan_within
 from fastprune.methods import MethodContext, PruneOptions
-from fastprune.pruning import measure_latency
 
-__all__ = ["plan_of"]
+__all__ = ["Solved", "plan_of"]
+
+
+class Solved(NamedTuple):
+    """A plan, and what the report shall say of its latency; nothing where that is no limit."""
+
+    plan: PruningPlan
+    notes: dict[str, Any]
 
 
 def plan_of(
@@ -18,7 +26,9 @@ def plan_of(
     model: nn.Module,
     scores: Mapping[str, Tensor],
     prune: PruneOptions,
-) -> PruningPlan:
+    *,
+    graph: ChannelGraph | None = None,
+) -> Solved:
     """The plan that keeps the best channels of a network.
 
     Args:
@@ -26,22 +36,22 @@ def plan_of(
         model: the network that will be pruned, for its latency.
         scores: group name -> ``[channels]``, higher stays longer.
         prune: how small, and where not.
+        graph: of ``model``, where it is not the context's.
 
     Raises:
         FastpruneError: as `fastprune.graph.solve`.
     """
-
-    def measure(plan: PruningPlan) -> float:
-        small = apply_plan(model, context.graph, plan, allow_unchanged=True)
-        return measure_latency(small, [context.example])
-
-    return solve(
-        context.graph,
+    found = plan_within(
+        model,
+        graph or context.graph,
         scores,
         prune.budget,
-        round_to=prune.round_to,
+        clock=DeviceClock(context.latency, context.device),
+        work=context.directory,
+        progress=context.progress,
+        round_to=prune.multiple,
         min_channels=prune.min_channels,
         ranking=prune.ranking,
         ratios=prune.ratios,
-        measure=measure,
     )
+    return Solved(found.plan, {} if found.facts is None else {"latency": found.facts.to_json()})

@@ -69,16 +69,17 @@ def apoz(context: MethodContext, options: ApozOptions) -> MethodResult:
     fractions, prune = counts.apoz(context.graph), context.prune
     if options.threshold is None:
         scores = {name: 1 - fraction for name, fraction in fractions.items()}
-        plan = plan_of(context, context.model, scores, prune)
+        plan, timed = plan_of(context, context.model, scores, prune)
     else:
+        timed = {}
         plan = plan_by_threshold(
             context.graph,
             fractions,
             options.threshold,
-            round_to=prune.round_to,
+            round_to=prune.multiple,
             min_channels=prune.min_channels,
         )
-    notes = facts(context, options, counts)
+    notes = {**facts(context, options, counts), **timed}
     return MethodResult(plan, context.model, finetune=recipe_of(context, options), notes=notes)
 
 

@@ -17,7 +17,7 @@ from fastprune.artifact import load_state, restore, save_state
 from fastprune.data import Placement
 from fastprune.errors import FastpruneError, TrainingError, nearest
 from fastprune.files import write_json
-from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, solve, trace
+from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, trace
 from fastprune.methods import (
     MethodContext,
     MethodOptions,
@@ -26,8 +26,8 @@ from fastprune.methods import (
     registry,
 )
 from fastprune.methods._scoring import recalibrated_state, scorer
+from fastprune.methods._solving import Solved, plan_of
 from fastprune.options import expecting
-from fastprune.pruning import measure_latency
 from fastprune.records import Budget
 from fastprune.training import fit
 from fastprune.training.evaluator import Request
@@ -83,6 +83,11 @@ class OneShotOptions(MethodOptions):
         found = []
         if prune.budget is None and not prune.ratios:
             found.append("prune.budget: one_shot needs a budget, such as {macs: 0.5}, or ratios")
+        if self.iterations > 1 and "latency_ms" in (prune.budget or {}):
+            found.append(
+                "prune.budget.latency_ms: cannot be reached in rounds; expected method.iterations "
+                f"1, got {self.iterations}"
+            )
         if self.finetune_between and self.iterations == 1:
             found.append("method.finetune_between: has no effect with iterations 1")
         if isinstance(self.criterion, str):
@@ -124,8 +129,10 @@ def one_shot(context: MethodContext, options: OneShotOptions) -> MethodResult:
     if not isinstance(options.criterion, str):
         return _best(context, options)
     if options.iterations == 1:
-        plan = _round(context, options, context.model, context.graph, context.prune.budget, 0)
-        return MethodResult(plan, context.model)
+        plan, notes = _round(
+            context, options, context.model, context.graph, context.prune.budget, 0
+        )
+        return MethodResult(plan, context.model, notes=notes)
     plan, state = _rounds(context, options)
     trained = state if options.finetune_between else None
     return MethodResult(plan, context.model, trained, notes={"iterations": options.iterations})
@@ -133,11 +140,12 @@ def one_shot(context: MethodContext, options: OneShotOptions) -> MethodResult:
 
 def _best(context: MethodContext, options: OneShotOptions) -> MethodResult:
     """Of each criterion's plan the one with the highest accuracy, the first of equals."""
-    requests = []
+    requests, timed = [], []
     for name in options.all_criteria:
         one = options.model_copy(update={"criterion": name})
-        plan = _round(context, one, context.model, context.graph, context.prune.budget, 0)
+        plan, notes = _round(context, one, context.model, context.graph, context.prune.budget, 0)
         requests.append(Request(plan, name=name))
+        timed.append(notes)
     evaluator = scorer(context, options.recalibrate_batches)
     outcomes = [outcome for _, outcome in evaluator.outcomes(requests)]
     if all(outcome.diverged for outcome in outcomes):
@@ -153,7 +161,7 @@ def _best(context: MethodContext, options: OneShotOptions) -> MethodResult:
         plan,
         context.model,
         pruned_state=recalibrated_state(context, plan, options.recalibrate_batches),
-        notes={"criterion": requests[best].name, "fitness": scores},
+        notes={"criterion": requests[best].name, "fitness": scores, **timed[best]},
     )
 
 
@@ -174,7 +182,7 @@ def _rounds(
             restore(small, load_state(_RoundFiles(context.directory, number - 1).weights))
             graph = trace(small, context.example, keep=context.prune.keep)
         budget = _budget_of_round(context, graph, number / options.iterations)
-        step = _round(context, options, small, graph, budget, number)
+        step = _round(context, options, small, graph, budget, number).plan
         small = apply_plan(small, graph, step)
         if options.finetune_between and number < options.iterations:
             _finetune(context, options, small, number)
@@ -191,29 +199,17 @@ def _round(
     graph: ChannelGraph,
     budget: dict[str, float] | None,
     number: int,
-) -> PruningPlan:
+) -> Solved:
     prune = context.prune
     generator = torch.Generator().manual_seed(context.seed + number)
     batches = islice(_batches(context, number), options.batches)
     (criterion,) = options.all_criteria
     scores = criteria.score(criterion, model, graph, batches=batches, generator=generator)
 
-    def measure(plan: PruningPlan) -> float:
-        return measure_latency(
-            apply_plan(model, graph, plan, allow_unchanged=True), [context.example]
-        )
-
     share = 1 / options.iterations
-    return solve(
-        graph,
-        scores,
-        budget,
-        round_to=prune.round_to,
-        min_channels=prune.min_channels,
-        ranking=prune.ranking,
-        ratios={name: 1 - (1 - ratio) ** share for name, ratio in prune.ratios.items()},
-        measure=measure,
-    )
+    ratios = {name: 1 - (1 - ratio) ** share for name, ratio in prune.ratios.items()}
+    now = prune.model_copy(update={"budget": budget, "ratios": ratios})
+    return plan_of(context, model, scores, now, graph=graph)
 
 
 def _batches(context: MethodContext, number: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -232,10 +228,6 @@ def _budget_of_round(
     full, now = context.graph.cost().to_dict(), graph.cost().to_dict()
     fractions: dict[str, float] = {}
     for limit in Budget.parse(context.prune.budget).limits:
-        if limit.metric == "latency_ms":
-            raise FastpruneError(
-                "prune.budget.latency_ms: cannot be reached in rounds; use iterations 1"
-            )
         whole = limit.absolute(full[limit.metric]) / full[limit.metric]
         fractions[limit.metric] = min(1.0, whole**done * full[limit.metric] / now[limit.metric])
     return fractions

@@ -75,8 +75,8 @@ def papm(context: MethodContext, options: PapmOptions) -> MethodResult:
     """
     counts = counted(context, options)
     scores = joined(context.model, context.graph, counts.apoz(context.graph), options.alpha)
-    plan = plan_of(context, context.model, scores, options.in_force(context.prune))
-    notes = {"alpha": options.alpha, **facts(context, options, counts)}
+    plan, timed = plan_of(context, context.model, scores, options.in_force(context.prune))
+    notes = {"alpha": options.alpha, **facts(context, options, counts), **timed}
     dropped = [
         float(score)
         for name, kept in plan.keep.items()

@@ -111,16 +111,18 @@ def slimming(context: MethodContext, options: SlimmingOptions) -> MethodResult:
     """
     model = _sparse(context, options)
     check_scales(model)
+    timed: dict[str, Any] = {}
     if options.ratio is not None:
         plan = plan_by_ratio(model, context.graph, options.ratio, on_empty=options.on_empty)
     else:
         scores = criteria.batch_norm_scale(model, context.graph)
-        plan = plan_of(context, model, scores, context.prune)
+        plan, timed = plan_of(context, model, scores, context.prune)
     scales = _all_scales(model)
     notes: dict[str, Any] = {
         "batch_norm_channels": len(scales),
         "smallest_scale": float(scales.min()),
         "largest_scale": float(scales.max()),
+        **timed,
     }
     trained = None if options.train is None else model
     if options.ratio is not None:

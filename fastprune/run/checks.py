@@ -66,7 +66,7 @@ def check_reachable(prune: PruneOptions, graph: ChannelGraph) -> str:
         BudgetError: the budget is out of reach or met already, so that training for it is in vain.
     """
     table = reachable(
-        graph, round_to=prune.round_to, min_channels=prune.min_channels, ratios=prune.ratios
+        graph, round_to=prune.multiple, min_channels=prune.min_channels, ratios=prune.ratios
     )
     ranges = {row.metric: row for row in table}
     limits = Budget.parse(prune.budget).limits if prune.budget else ()
@@ -119,7 +119,7 @@ def check_oracle(masked: nn.Module, small: nn.Module, images: torch.Tensor) -> d
 def budget_lines(
     budget: Mapping[str, float] | None, graph: ChannelGraph, plan: PruningPlan
 ) -> list[dict[str, Any]]:
-    """What was asked for and what was reached, a limit each; latency is in the report's table."""
+    """What was asked for and what was reached, a limit each but latency."""
     full, now = graph.cost().to_dict(), graph.cost(plan).to_dict()
     lines = []
     for limit in Budget.parse(budget).limits if budget else ():

@@ -223,7 +223,7 @@ def prune_config(
     criterion: str,
     iterations: int,
     budget: Mapping[str, float],
-    round_to: int,
+    round_to: int | str,
     ranking: str,
     keep: Sequence[str],
     data: str,

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from fastprune.config import LatencyOptions, RunConfig
+from fastprune.config import RunConfig
 from fastprune.data import Normalization
 from fastprune.errors import ConfigError, TrainingError
 from fastprune.files import write_json
@@ -23,7 +23,7 @@ from fastprune.methods import registry as methods
 from fastprune.methods._grouping import Grouping, Groups
 from fastprune.methods.papm import JoinedOptions
 from fastprune.methods.papm_split import PapmSplitOptions
-from fastprune.run.checks import check_reachable, check_recipes
+from fastprune.run.checks import check_recipes
 from fastprune.run.directory import ENSEMBLE_STAGES, open_directory, saved_config
 from fastprune.run.ensemble_report import build_ensemble_report, plot_devices
 from fastprune.run.fusion import fuse
@@ -87,8 +87,7 @@ class EnsembleRun(StagedRun):
         check_recipes(self.expert_config((0,)), self.device)
         # An expert is fused by what its last layer reads.
         head_of(self.fresh(config.seed), self.info.input_shape)
-        prune = options.in_force(config.prune)
-        self.say(f"reachable by each expert: {check_reachable(prune, graph)}")
+        self.say(f"reachable by each expert: {self.reachable(graph)}")
 
     # Group
 
@@ -264,7 +263,7 @@ def expert_config(
         "model": model,
         "baseline": None,
         "method": methods.get(options.name).build(options, classes),
-        "latency": LatencyOptions(repeats=0),
+        "latency": config.latency.model_copy(update={"repeats": 0}),
     }
     return config.model_copy(update=changed)
 

@@ -32,6 +32,9 @@ SEARCH_PLOT = "search.png"
 TRAINING_PLOT = "training.png"
 STATES_PLOT = "states.png"
 STATE_CHANNELS_PLOT = "state_channels.png"
+LATENCY_TABLE = "latency_table.json"
+LATENCY = "latency.json"
+LATENCY_CSV = "latency.csv"
 PENALTY_PLOT = "penalty.png"
 FUSION = "fusion.json"
 FUSION_HEAD = "head"
@@ -75,6 +78,9 @@ FILES = (
     SIMILARITY_PLOT,
     DENDROGRAM,
     DEVICES_PLOT,
+    LATENCY_TABLE,
+    LATENCY,
+    LATENCY_CSV,
     LOCK,
 )
 RECORDS = "stages"
@@ -251,10 +257,25 @@ class RunPaths:
         return self.fused / str(devices)
 
     @property
+    def latency_table(self) -> Path:
+        """Times of layers and networks that a budget in latency was solved with."""
+        return self.path / LATENCY_TABLE
+
+    @property
+    def latency(self) -> Path:
+        """What `fastprune latency` measured."""
+        return self.path / LATENCY
+
+    @property
+    def latency_csv(self) -> Path:
+        """The same as a table, a row a network, mode, batch size and number of threads."""
+        return self.path / LATENCY_CSV
+
+    @property
     def of_methods(self) -> tuple[Path, ...]:
         """Files that some methods make and others do not, and what is drawn of them."""
         plots = (self.search_plot, self.states_plot, self.state_channels_plot, self.penalty_plot)
-        return (self.trials, self.states, *plots)
+        return (self.trials, self.states, self.latency_table, *plots)
 
     def record_file(self, stage: str) -> Path:
         """What a stage left, once it is finished."""

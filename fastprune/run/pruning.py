@@ -17,11 +17,12 @@ from fastprune.data import Normalization, Splits
 from fastprune.errors import PlanError
 from fastprune.files import write_json
 from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, mask_plan
+from fastprune.latency import LATENCY
 from fastprune.methods import MethodContext
 from fastprune.methods import registry as methods
 from fastprune.methods._states import read_states
 from fastprune.models import resolve
-from fastprune.run.checks import budget_lines, check_oracle, check_reachable
+from fastprune.run.checks import budget_lines, check_oracle
 from fastprune.run.classes import write_classes
 from fastprune.run.directory import STAGES
 from fastprune.run.figures import state_drawings
@@ -29,6 +30,7 @@ from fastprune.run.networks import build_network
 from fastprune.run.plots import plot_channels, plot_search
 from fastprune.run.report import build_report
 from fastprune.run.staged import Made, StagedRun, open_data
+from fastprune.run.timing import latency_lines, settled
 from fastprune.training import TrainingOptions
 from fastprune.training.progress import SilentProgress
 
@@ -68,26 +70,33 @@ class PruningRun(StagedRun):
         config = self.config
         self.check_common(graph)
         own = config.method.check(graph, config.prune, resolve(config.model.name))
-        prune = config.method.in_force(config.prune)
-        self.say(f"reachable: {own or check_reachable(prune, graph)}")
+        self.say(f"reachable: {own or self.reachable(graph)}")
 
     # Plan
 
     def plan_inputs(self) -> Any:
         config = self.config
         finetune = None if config.finetune is None else config.finetune.model_dump(mode="json")
-        asked = [config.method.model_dump(mode="json"), config.prune.model_dump(mode="json")]
+        asked: list[Any] = [
+            config.method.model_dump(mode="json"),
+            config.prune.model_dump(mode="json"),
+        ]
+        if config.method.in_force(config.prune).timed:
+            latency = config.latency.model_dump(exclude={"repeats"})
+            asked.append([latency, str(self.device), config.threads])
         return [self.records["baseline"].digest, finetune, *asked]
 
     def plan(self, work: Path) -> Made:
         config, directory = self.config, self.directory
         model = self.network(directory.baseline)
+        graph = self.trace(model)
+        prune = settled(config.prune, graph, self.clock, self.progress, work)
         context = MethodContext(
             model=model,
-            graph=self.trace(model),
+            graph=graph,
             example=self.example,
             splits=self.splits,
-            prune=config.prune,
+            prune=prune,
             directory=work,
             seed=config.seed,
             device=self.device,
@@ -103,6 +112,7 @@ class PruningRun(StagedRun):
                 self.device,
             ),
             network=resolve(config.model.name),
+            latency=config.latency,
         )
         found = methods.get(config.method.name).build(context, config.method)
         write_json(directory.plan, found.plan.to_json())
@@ -118,6 +128,9 @@ class PruningRun(StagedRun):
             file.unlink(missing_ok=True)
         for file in found.files:
             directory.take(file)
+        if (work / LATENCY).is_file():
+            directory.take(work / LATENCY)
+            files.append(directory.latency_table)
         # Of the method's own file: one beside the results may be lost or edited later.
         if (trials := work / directory.trials.name) in found.files:
             plot_search(directory.search_plot, trials)
@@ -134,7 +147,8 @@ class PruningRun(StagedRun):
             "metrics": None
             if found.trained is None
             else self.measure(found.trained.to(self.device)),
-            "notes": dict(found.notes),
+            "notes": dict(found.notes)
+            | ({"round_to": prune.round_to} if config.prune.round_to == "auto" else {}),
         }
         return results, tuple(files)
 
@@ -171,7 +185,8 @@ class PruningRun(StagedRun):
         results = {
             "cost": cost.to_dict(),
             "widths": plan.widths(),
-            "budget": budget_lines(budget, graph, plan),
+            "budget": budget_lines(budget, graph, plan)
+            + latency_lines(self.records["plan"].results["notes"]),
             "oracle": oracle,
             "metrics": self.measure(small),
         }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ from fastprune.config import RunConfig
 from fastprune.data import DataInfo
 from fastprune.graph import ChannelGraph, PruningPlan
 from fastprune.graph.units import map_sizes
+from fastprune.latency import Mode, hardly_faster, seconds_of
 from fastprune.run.directory import StageRecord
+from fastprune.run.timing import why_slow
+from fastprune.training.progress import SilentProgress
 
 __all__ = [
     "build_report",
@@ -71,6 +74,14 @@ def build_report(
             (config.latency.batch_size, *info.input_shape),
             device,
             repeats=config.latency.repeats,
+            mode=config.latency.mode,
+        )
+        before, after = latency["unpruned_ms"], latency["pruned_ms"]
+        slow = hardly_faster(before, after, small["macs"] / max(full["macs"], 1))
+        latency["why"] = (
+            why_slow(unpruned, pruned, info.input_shape, config.latency, device, SilentProgress())
+            if slow
+            else []
         )
     return {
         "model": config.model.name,
@@ -105,7 +116,7 @@ def build_report(
         ],
         "notes": records["plan"].results["notes"],
         "focus": focus,
-        "warnings": [*_warnings(latency, config), *left_out(records)],
+        "warnings": [*_warnings(latency), *left_out(records)],
         "seconds": {name: record.seconds for name, record in records.items()},
         "kills": {name: record.kills for name, record in records.items() if record.kills},
         "command": command or f"fastprune run {directory}/config.yaml --out {directory}",
@@ -120,25 +131,31 @@ def interleaved_latency(
     device: torch.device,
     *,
     repeats: int,
+    mode: str = "eager",
 ) -> dict[str, Any]:
     """Median milliseconds of a forward pass of both networks, taken in turns on this device.
 
     In turns, since the speed of a shared machine changes from second to second, for both alike.
+    On one CPU thread they are its CPU time, see `fastprune.latency.seconds_of`.
     """
     inputs = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0)).to(device)
     networks = {"unpruned": unpruned.eval(), "pruned": pruned.eval()}
+    if mode != "eager":
+        inputs = Mode(mode).images(inputs)
+        networks = {k: Mode(mode).prepare(copy.deepcopy(n)) for k, n in networks.items()}
     times: dict[str, list[float]] = {name: [] for name in networks}
     with torch.inference_mode():
         for turn in range(_WARM_UP + repeats):
             for name, network in networks.items():
-                took = _timed(network, inputs)
+                took = seconds_of(lambda network=network: network(inputs), device)  # type: ignore[misc]
                 if turn >= _WARM_UP:
-                    times[name].append(took)
+                    times[name].append(1e3 * took)
     before, after = (statistics.median(times[name]) for name in networks)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "batch_size": shape[0],
+        "mode": mode,
         "repeats": repeats,
         "unpruned_ms": round(before, 4),
         "pruned_ms": round(after, 4),
@@ -153,27 +170,16 @@ def _spread(times: Sequence[float]) -> float:
     return (high - low) / middle
 
 
-def _timed(network: nn.Module, inputs: torch.Tensor) -> float:
-    if inputs.is_cuda:
-        torch.cuda.synchronize(inputs.device)
-    start = time.perf_counter()
-    network(inputs)
-    if inputs.is_cuda:
-        torch.cuda.synchronize(inputs.device)
-    return 1e3 * (time.perf_counter() - start)
-
-
-def _warnings(latency: Mapping[str, Any] | None, config: RunConfig) -> list[str]:
+def _warnings(latency: Mapping[str, Any] | None) -> list[str]:
     if latency is None:
         return []
     found = []
     if latency["speedup"] <= 1:
-        aligned = config.prune.round_to % 8 == 0
-        hint = "" if aligned else "; widths in multiples often are: prune.round_to=8"
         found.append(
             f"the pruned network is not faster on this device "
-            f"({latency['pruned_ms']} ms, unpruned {latency['unpruned_ms']} ms){hint}"
+            f"({latency['pruned_ms']} ms, unpruned {latency['unpruned_ms']} ms)"
         )
+    found += [f"hardly faster: {reason}" for reason in latency["why"]]
     return found + steady_warning(latency["spread"], "latency.repeats")
 
 
@@ -267,6 +273,8 @@ def print_report(report: Mapping[str, Any]) -> None:
         label = f"latency, ms (batch {latency['batch_size']}, {latency['device']})"
         table.add_row(label, f"{before:.2f}", f"{after:.2f}", share(after, before))
     console.print(table)
+    if "latency" in report["notes"]:
+        console.print(_reached(report["notes"]["latency"]), soft_wrap=True)
     fresh = report["notes"].get("weights") == "fresh"
     names = {
         "baseline": "baseline",
@@ -303,6 +311,17 @@ def print_report(report: Mapping[str, Any]) -> None:
     for warning in report["warnings"]:
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
     console.print(f"saved: {report['directory']}; again: {report['command']}", soft_wrap=True)
+
+
+def _reached(found: Mapping[str, Any]) -> str:
+    first = found["first_reached_ms"]
+    again = "" if first is None else f", after {first:.4g} of a first plan"
+    missed = "" if found["held"] else "; the budget is missed by more than measuring explains"
+    return (
+        f"budget in latency: {found['reached_ms']:.4g} ms reached, {found['limit_ms']:.4g} asked "
+        f"for, {found['predicted_ms']:.4g} predicted{again}, unpruned {found['unpruned_ms']:.4g}; "
+        f"batch {found['batch_size']}, {found['threads']} threads, {found['mode']}{missed}"
+    )
 
 
 def print_stage(results: Mapping[str, Any]) -> None:

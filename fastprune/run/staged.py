@@ -20,10 +20,12 @@ from fastprune.data import DataInfo, Normalization, Splits
 from fastprune.data import load as load_data
 from fastprune.files import sha256_of, write_json
 from fastprune.graph import ChannelGraph, trace
+from fastprune.latency import DeviceClock
 from fastprune.run.checks import check_recipes
 from fastprune.run.directory import RunDirectory, StageRecord, stage_key
 from fastprune.run.networks import build_network, check_outputs, choose_normalization
 from fastprune.run.report import channel_facts
+from fastprune.run.timing import reachable_here
 from fastprune.training import Metrics, Progress, TrainingOptions, evaluate, fit
 
 __all__ = ["Made", "StagedRun", "open_data"]
@@ -160,6 +162,21 @@ class StagedRun(ABC):
             by_class=by_class,
             progress=self.progress,
             name="test",
+        )
+
+    @cached_property
+    def clock(self) -> DeviceClock:
+        """What measures latency here."""
+        return DeviceClock(self.config.latency, self.device)
+
+    def reachable(self, graph: ChannelGraph) -> str:
+        """What each metric can be brought to, in one line; a budget out of reach is refused."""
+        return reachable_here(
+            self.config.method.in_force(self.config.prune),
+            graph,
+            lambda: self.fresh(self.config.seed).to(self.device),
+            self.clock,
+            self.progress,
         )
 
     # Baseline

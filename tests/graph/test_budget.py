@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fastprune import criteria
 from fastprune.errors import BudgetError, PlanError
-from fastprune.graph import ChannelGraph, PruningPlan, solve, trace
-from fastprune.graph.budget import reachable
+from fastprune.graph import ChannelGraph, solve, trace
+from fastprune.graph.budget import extremes, reachable
 from fastprune.testing import fill
 
 Scores = dict[str, Tensor]
@@ -169,15 +169,49 @@ def test_scores_may_be_anything_with_the_same_order(
     assert solve(graph, given, {"macs": 0.5}).keep == solve(graph, scores, {"macs": 0.5}).keep
 
 
-def test_a_measured_latency_is_a_limit_too(small: tuple[ChannelGraph, Scores]) -> None:
+def latency(graph: ChannelGraph) -> Any:
+    """A millisecond for every thousand MACs, in steps of four channels."""
+
+    def milliseconds(widths: Any) -> Any:
+        return graph.cost_model.raw(np.ceil(widths / 4) * 4)[..., 0] / 1e3
+
+    return milliseconds
+
+
+def test_a_predicted_latency_is_a_limit_too(small: tuple[ChannelGraph, Scores]) -> None:
     graph, scores = small
+    time = latency(graph)
+    plan = solve(graph, scores, {"latency_ms": 0.5}, latency=time)
+    widths = plan.widths()
 
-    def measure(plan: PruningPlan) -> float:
-        return graph.cost(plan).macs / 1e3
+    assert 0.3 <= time(graph.width_vector(plan)) / time(graph.width_vector()) <= 0.5
+    # What a step has room for comes back: it takes no time.
+    assert all(width % 4 == 0 for width in widths.values())
 
-    plan = solve(graph, scores, {"latency_ms": 0.5}, measure=measure)
 
-    assert 0.3 <= measure(plan) / measure(graph.full_plan()) <= 0.5
+def test_latency_holds_beside_other_limits(small: tuple[ChannelGraph, Scores]) -> None:
+    graph, scores = small
+    time = latency(graph)
+    plan = solve(graph, scores, {"latency_ms": 0.9, "params": 0.3}, latency=time)
+
+    assert graph.cost(plan).params <= 0.3 * graph.cost().params
+    assert time(graph.width_vector(plan)) <= 0.9 * time(graph.width_vector())
+    with pytest.raises(BudgetError, match=r"latency_ms: 0.001 cannot be reached; .* from .* to"):
+        solve(graph, scores, {"latency_ms": 0.001}, latency=time)
+
+
+def test_the_extremes_are_the_floors_and_half_way_to_them(
+    small: tuple[ChannelGraph, Scores],
+) -> None:
+    graph, scores = small
+    low, half = extremes(graph, scores, min_channels=2)
+
+    assert low.widths() == {"0": 2, "2": 2}
+    assert half.widths() == {"0": 5, "2": 7}
+    best = np.argsort(scores["0"].numpy())[-2:]
+    assert set(low.keep["0"]) == set(best.tolist())
+    low, half = extremes(graph, {"0": scores["0"]}, round_to=4, ratios={"0": 0.5})
+    assert low.widths() == half.widths() == {"0": 4, "2": 12}
 
 
 NAN, INF = float("nan"), float("inf")
@@ -220,7 +254,7 @@ def test_scores_that_rank_nothing_are_refused(
         ({"budget": {}}, "got no limit"),
         ({"budget": 0.5}, "expected limits such as"),
         ({"budget": None}, "got none"),
-        ({"budget": {"latency_ms": 0.5}}, "needs a way to measure"),
+        ({"budget": {"latency_ms": 0.5}}, "needs a latency that can be predicted"),
         ({"round_to": 0}, "round_to: expected a whole number"),
         ({"round_to": 1.5}, "round_to: expected a whole number"),
         ({"round_to": True}, "round_to: expected a whole number"),

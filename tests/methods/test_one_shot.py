@@ -15,6 +15,7 @@ from fastprune import data, models
 from fastprune.errors import FastpruneError
 from fastprune.methods import MethodContext, PruneOptions
 from fastprune.methods.one_shot import OneShotOptions, one_shot
+from fastprune.testing.latency import FormulaClock
 from fastprune.training import TrainingOptions, evaluate, recalibrate_batch_norm
 from fastprune.training.progress import SilentProgress
 
@@ -135,19 +136,27 @@ def test_ratios_alone_need_no_budget(tmp_path: Path, splits: data.Splits) -> Non
     assert once.widths()["layer3.0.conv1"] == rounds.widths()["layer3.0.conv1"] == 64
 
 
-def test_a_latency_budget_is_measured(
+def test_a_latency_budget_is_met(
     tmp_path: Path, splits: data.Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def counted(model: nn.Module, inputs: list[torch.Tensor]) -> float:
-        return float(sum(parameter.numel() for parameter in model.parameters()))
+    monkeypatch.setattr(
+        "fastprune.methods._solving.DeviceClock",
+        lambda options, device: FormulaClock(options.batch_size),
+    )
+    here = context(tmp_path, splits, budget={"latency_ms": 0.7})
+    result = one_shot(here, OneShotOptions())
+    small = fp.apply_plan(here.model, here.graph, result.plan)
+    facts, clock = result.notes["latency"], FormulaClock()
 
-    monkeypatch.setattr("fastprune.methods.one_shot.measure_latency", counted)
-    here = context(tmp_path, splits, budget={"latency_ms": 0.5})
-    plan = one_shot(here, OneShotOptions()).plan
-
-    assert 0.45 < share(here, plan, "params") <= 0.5
-    with pytest.raises(FastpruneError, match="cannot be reached in rounds"):
-        one_shot(here, OneShotOptions(iterations=2))
+    assert facts["reached_ms"] == pytest.approx(clock.whole(small, here.example), rel=1e-4)
+    assert facts["limit_ms"] == pytest.approx(
+        0.7 * clock.whole(here.model, here.example), rel=1e-4
+    )
+    assert 0.95 < facts["reached_ms"] / facts["limit_ms"] <= 1.05
+    wrong = OneShotOptions(iterations=2).problems(here.prune)
+    assert wrong == [
+        "prune.budget.latency_ms: cannot be reached in rounds; expected method.iterations 1, got 2"
+    ]
 
 
 def test_fine_tuning_between_rounds_needs_a_recipe(tmp_path: Path, splits: data.Splits) -> None:
