@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from fastprune.training._union import Arguments, Node, Ref, Union, Weight
 __all__ = [
     "Bounds",
     "Chain",
+    "Convolution",
     "Folded",
     "Norm",
     "added",
@@ -228,27 +230,36 @@ class Folded(NamedTuple):
             x = x.to(self.weight.dtype)
         of = self.of
         given = (self.weight, self.bias, of.padding, of.stride, of.dilation, of.groups)
-        convolve = torch.ops.mkldnn._convolution_pointwise
         # oneDNN's two ops take different words, and the second knows no other clip than ReLU.
+        convolve = torch.ops.mkldnn._convolution_pointwise
         relu = bounds is not None and bounds[1] is None
         y: Tensor
         if other is None:
-            word: str = "none"
-            limits: list[float | None] = []
-            if bounds is not None:
-                word, limits = ("relu", []) if relu else ("hardtanh", list(bounds))
-            return convolve(x, *given, word, limits, "")  # type: ignore[no-any-return]
-        if other.dtype == x.dtype and list(other.shape) == self._shape(x):
+            if relu:
+                return convolve.default(x, *given, "relu", [], "")  # type: ignore[no-any-return]
+            word, limits = ("none", []) if bounds is None else ("hardtanh", list(bounds))
+            return convolve.default(x, *given, word, limits, "")  # type: ignore[no-any-return]
+        kernel = self.weight.shape
+        size = _size(x.shape, kernel, of.stride, of.padding, of.dilation)
+        if other.dtype is x.dtype and other.shape == size:
             y = convolve.binary(x, other, *given, "add", 1.0, "relu" if relu else None, [], None)
             return y if relu or bounds is None else clipped(y, bounds)
-        y = added(convolve(x, *given, "none", [], ""), other)
+        y = added(convolve.default(x, *given, "none", [], ""), other)
         return y if bounds is None else clipped(y, bounds)
 
-    def _shape(self, x: Tensor) -> list[int]:
-        of, kernels = self.of, self.weight.shape[2:]
-        ends = zip(x.shape[2:], kernels, of.stride, of.padding, of.dilation, strict=True)
-        sizes = [(n + 2 * pad - apart * (k - 1) - 1) // by + 1 for n, k, by, pad, apart in ends]
-        return [len(x), len(self.weight), *sizes]
+
+@lru_cache(maxsize=4096)
+def _size(
+    x: torch.Size,
+    kernel: torch.Size,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> torch.Size:
+    """Of a convolution's result; remembered, as it is asked for at every step."""
+    ends = zip(x[2:], kernel[2:], stride, padding, dilation, strict=True)
+    sizes = [(n + 2 * pad - apart * (k - 1) - 1) // by + 1 for n, k, by, pad, apart in ends]
+    return torch.Size([x[0], kernel[0], *sizes])
 
 
 def folded(

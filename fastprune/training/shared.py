@@ -19,6 +19,7 @@ from fastprune.ops import Moments, batch_norm_recalibrate
 from fastprune.training._alone import left_alone
 from fastprune.training._chains import (
     Chain,
+    Convolution,
     Folded,
     Norm,
     added,
@@ -118,7 +119,7 @@ class SharedEvaluator:
         self._example = example
         self._arguments: dict[int, Sequence[Arguments]] = {}
         self._chained: dict[tuple[int, bool], _Chained] = {}
-        self._folded: dict[int, Folded | None] = {}
+        self._folded: dict[int, Folded] = {}
         self._sound: bool | None = None
         self._statistics: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -294,15 +295,17 @@ class SharedEvaluator:
 
         def linked(chain: Chain) -> Tensor:
             other = None if chain.other is None else filled(chain.other)
-            x, *rest = chain.norm
-            norm = Norm(None, *filled(tuple(rest)))
-            if chain.convolution is not None:
-                inside = self._inside(chain, norm)
+            before, x = chain.convolution, chain.norm.x
+            if before is not None:
+                inside = self._folded.get(chain.node)
+                if inside is None:
+                    inside = self._inside(chain, before, Norm(None, *filled(chain.norm[1:])))
                 if inside is not None:
-                    return inside(filled(chain.convolution.x), other, chain.bounds)
-                x = called(chain.convolution.node)
+                    return inside(filled(before.x), other, chain.bounds)
+                x = called(before.node)
+            norm = Norm(filled(x), *filled(chain.norm[1:]))
             relu = other is None and chain.bounds == (0, None)
-            result = normalise(chain.node, norm._replace(x=filled(x)), relu)
+            result = normalise(chain.node, norm, relu)
             if other is not None:
                 result = added(result, other)
             return result if relu or chain.bounds is None else clipped(result, chain.bounds)
@@ -331,13 +334,13 @@ class SharedEvaluator:
             )
         return self._sound
 
-    def _inside(self, chain: Chain, norm: Norm) -> Folded | None:
-        """The chain's convolution with the norm in its weights, if its statistics are known."""
-        if chain.node not in self._folded:
-            norm = self._with_statistics(chain.node, norm)
-            assert chain.convolution is not None
-            self._folded[chain.node] = folded(self._union, chain.convolution, norm, self._dtype)
-        return self._folded[chain.node]
+    def _inside(self, chain: Chain, before: Convolution, norm: Norm) -> Folded | None:
+        """The convolution before a norm, with it in its weights; None without statistics."""
+        norm = self._with_statistics(chain.node, norm)
+        found = folded(self._union, before, norm, self._dtype)
+        if found is not None:
+            self._folded[chain.node] = found
+        return found
 
     def _with_statistics(self, node: int, norm: Norm) -> Norm:
         mean, variance = self._statistics.get(node, (norm.mean, norm.variance))
