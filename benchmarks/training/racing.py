@@ -4,8 +4,8 @@
 with CIFAR-10 and WEIGHTS the published ones of ResNet-20, resnet20-12fca82f.th.
 
 Two populations of ResNet-20's candidates at half the MACs, one random and one bred from it, are
-measured on 2,000 test images of CIFAR-10 with the weights they inherit; then many populations and
-orders of images are drawn from what each candidate got right. A few minutes on one core.
+measured on the 10,000 test images of CIFAR-10 with the weights they inherit; then many orders and
+parts of the images are drawn from what each candidate got right. A few minutes on one core.
 
 ``... racing.py ROOT RUN``, where RUN is the directory of a run of
 metapruning_resnet20_cifar10.yaml, does so with the first and the last candidates of its search and
@@ -34,7 +34,9 @@ from fastprune.training._racing import Racing
 from fastprune.training._union import Subnet
 from fastprune.training.shared import SharedEvaluator, inherited_subnets
 
-LEADERS, IMAGES, RECALIBRATED = 10, 2000, 4
+LEADERS, RECALIBRATED = 10, 4
+IMAGES = {2000: 100, 5000: 50, 10_000: 30}
+"""Images of a race, and how many races."""
 
 
 def images(root: str) -> Splits:
@@ -44,17 +46,16 @@ def images(root: str) -> Splits:
         batch_size=128,
         eval_batch_size=100,
         validation=0,
-        test_limit=IMAGES,
     )
     return load(options, 0)
 
 
 def right_of(subnets: Iterable[Subnet], splits: Splits) -> NDArray[np.bool_]:
-    """``[K, IMAGES]``: what each candidate gets right."""
-    shared = SharedEvaluator(subnets, EXAMPLE, device=CPU)
+    """``[K, 10,000]``: what each candidate gets right."""
+    shared = SharedEvaluator(subnets, EXAMPLE, device=CPU, precision="auto", channels_last=True)
     shared.recalibrate(splits.train, RECALIBRATED)
     right = []
-    for x, y in splits.test.epoch(0, placement=Placement(CPU)):
+    for x, y in splits.test.epoch(0, placement=Placement(CPU, channels_last=True)):
         logits = shared.logits(x)
         right.append(torch.stack([logits[n].argmax(1) == y for n in sorted(logits)]))
     found: NDArray[np.bool_] = torch.cat(right, 1).numpy()
@@ -94,13 +95,11 @@ def inherited(root: str, weights: str) -> dict[str, NDArray[np.bool_]]:
     return dict(zip(("random", "bred"), found, strict=True))
 
 
-def told(name: str, right: NDArray[np.bool_], count: int, populations: int) -> str:
+def told(name: str, right: NDArray[np.bool_], count: int, races: int) -> str:
     """Shares of images seen and of the true best kept, over draws of images."""
     seen = kept = 0.0
-    for seed in range(populations):
-        drawn = np.random.default_rng(seed).choice(
-            right.shape[1], count, replace=count > right.shape[1]
-        )
+    for seed in range(races):
+        drawn = np.random.default_rng(seed).permutation(right.shape[1])[:count]
         race = Racing(len(right), LEADERS, count)
         for first in range(0, count, 100):
             race.add(right[list(race.remaining)][:, drawn[first : first + 100]])
@@ -112,8 +111,8 @@ def told(name: str, right: NDArray[np.bool_], count: int, populations: int) -> s
         kept += len(set(true.tolist()) & set(best.tolist())) / LEADERS
         seen += sum(standing.images for standing in ended) / len(right) / count
     return (
-        f"{name}, {len(right)} candidates, {count:,} images: {seen / populations:.1%} of the "
-        f"images, {kept / populations:.2%} of the top {LEADERS} ({populations} draws)"
+        f"{name}, {len(right)} candidates, {count:,} images: {seen / races:.1%} of the "
+        f"images, {kept / races:.2%} of the top {LEADERS} ({races} draws)"
     )
 
 
@@ -123,9 +122,8 @@ def main() -> None:
     pools = (generated if Path(source).is_dir() else inherited)(root, source)
     pools["both"] = np.concatenate(list(pools.values()))
     for name, right in pools.items():
-        print(told(name, right, IMAGES, 100))
-        # As many as a whole test split, drawn with repetition.
-        print(told(name, right, 10_000, 20))
+        for count, races in IMAGES.items():
+            print(told(name, right, count, races))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class MetaPruningOptions(MethodOptions):
         iterations: populations in all, the first, random one counted.
         mutation_probability: of each id of a mutation to change.
         moves: what changes at once: each ``id`` by itself, or all ids of a ``stage``.
+        fill: raise the ids of every candidate, at random, for as long as it is within the budget.
         batches: training batches from which every candidate's batch norm statistics are taken.
         racing: drop a candidate before it saw all validation images, once a paired test says that
             it will not be among the best ``select_num`` of its population.
@@ -79,6 +80,7 @@ class MetaPruningOptions(MethodOptions):
     iterations: int = Field(default=20, ge=1)
     mutation_probability: float = Field(default=0.1, gt=0, le=1)
     moves: Literal["id", "stage"] = "id"
+    fill: bool = True
     batches: int = Field(default=20, ge=1)
     racing: bool = False
     precision: Precision = "auto"
@@ -219,7 +221,16 @@ def algorithm_of(
     def width_matrix(genes: NDArray[np.int64]) -> NDArray[np.int64]:
         return table.width_matrix(graph, genes)
 
-    space = structure_space(graph, budget, table.low, table.high, width_matrix, word="gene")
+    space = structure_space(
+        graph,
+        budget,
+        table.low,
+        table.high,
+        width_matrix,
+        word="gene",
+        # Without a budget everything would become the whole network.
+        fill=options.fill and bool(budget),
+    )
     try:
         return Evolution(
             space,

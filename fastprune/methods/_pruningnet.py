@@ -134,7 +134,7 @@ class PruningNet(nn.Module):
         What surgery would leave, in a fraction of the time: channels are the first ones of every
         group, so that nothing but the widths has to be known.
         """
-        small = copy.deepcopy(self._structure[0])
+        small = _structure_of(self._structure[0])
         for layer, shape in zip(self._layers, shapes, strict=True):
             weight = torch.empty(*shape, *layer.shape[2:], device="meta")
             layer.conv(small).weight = nn.Parameter(weight)
@@ -307,6 +307,19 @@ def _governed(graph: ChannelGraph, table: GeneTable) -> Governed:
         for column, group in enumerate(graph.groups)
         if group.name in names
     }
+
+
+def _structure_of(network: nn.Module) -> nn.Module:
+    """A network with modules of its own, which hold the same tensors; a copy of every
+    attribute takes nine times as long.
+    """
+    own = copy.copy(network)
+    own._parameters = own._parameters.copy()
+    own._modules = {
+        name: None if module is None else _structure_of(module)
+        for name, module in network._modules.items()
+    }
+    return own
 
 
 def _without_statistics(network: nn.Module) -> nn.Module:

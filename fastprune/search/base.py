@@ -201,7 +201,8 @@ def _raised(
     space: Space, code: NDArray[np.int64], generator: np.random.Generator
 ) -> NDArray[np.int64]:
     places, one = np.arange(space.dimensions), np.eye(space.dimensions, dtype=np.int64)
-    steps = generator.permutation(np.repeat(places, np.array(space.high, np.int64) - code))
+    high = np.array(space.high, np.int64)
+    steps = generator.permutation(np.repeat(places, high - code))
     while len(steps):
         path = code + np.cumsum(steps[:_FIRST_LOOK, None] == places, axis=0)
         fits = space.fits(path)
@@ -209,5 +210,5 @@ def _raised(
         code, steps = path[taken - 1] if taken else code, steps[taken:]
         if taken < len(path):
             # A step that does not fit now never will: all others only use more.
-            steps = steps[space.fits(code + one)[steps]]
+            steps = steps[space.fits(np.minimum(code + one, high))[steps]]
     return code

@@ -36,8 +36,9 @@ class Evolution:
     The three are asked at once, and each code only once in the whole search. What is over budget
     or was asked before is drawn again, up to 31 times a code; then what is over budget is repaired
     (`base.repair`). So random codes are uniform over those within budget as long as one draw in
-    thirty or so fits; under a tighter budget most lie close below it. Where neither gives a random
-    code, `unseen` finds those that are left; there being none, the search ends early.
+    thirty or so fits; under a tighter budget most lie close below it. In a space that asks to
+    `fill` all are raised until no step fits. Where none of this gives a random code, `unseen`
+    finds those that are left; there being none, the search ends early.
 
     Args:
         space: where to search.
@@ -209,7 +210,11 @@ class Evolution:
         for look in range(_LOOKS):
             if len(found) < count:
                 codes = propose(count << look)
-                keep(codes[self._space.fits(codes)])
+                codes = codes[self._space.fits(codes)]
+                if self._space.fill:
+                    # Each takes a while, and some of them become equal.
+                    codes = repair(self._space, codes[: 2 * (count - len(found))], self._generator)
+                keep(codes)
         if len(found) < count:
             keep(repair(self._space, propose(count - len(found)), self._generator))
         if len(found) < count and phase in ("initial", "random"):

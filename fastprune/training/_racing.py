@@ -44,8 +44,11 @@ class Racing:
     """A population whose images come batch by batch, in an order that is spread over the classes.
 
     At twenty points the candidate that is then in place ``leaders`` is the bar; one that got so
-    many fewer of the same images right that chance does not explain it (McNemar's test, three
-    standard deviations) is dropped. Ties are ranked by number.
+    many fewer of the same images right that it will not catch up on the others (McNemar's test,
+    three standard deviations) is dropped. What counts is the result on these images and not on all
+    that there might be, so of n images seen of N the standard deviation is the root of 1 - n/N
+    times as large: the correction for a finite population (Cochran, *Sampling Techniques*, 1977,
+    section 2.6). Ties are ranked by number.
 
     Args:
         candidates: how many.
@@ -100,7 +103,8 @@ class Racing:
         seen = self._right[:, : self._seen]
         ranked = sorted(self.remaining, key=lambda number: (-int(seen[number].sum()), number))
         bar = ranked[leaders - 1]
-        lost = [n for n in ranked[leaders:] if paired_z(seen[bar], seen[n]) > SURE]
+        sure = SURE * (1 - self._seen / self._images) ** 0.5
+        lost = [n for n in ranked[leaders:] if paired_z(seen[bar], seen[n]) > sure]
         for number in lost:
             behind = 100 * (int(seen[bar].sum()) - int(seen[number].sum())) / self._seen
             self._drops.append(_Drop(number, bar, self._seen, behind))

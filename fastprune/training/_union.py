@@ -80,6 +80,7 @@ class Union:
 
     Attributes:
         nodes: each after those it reads.
+        calls: the arguments of each, for one image.
         weights: the tensors.
         steps: for each candidate, the node of each op of its program.
         paths: for each candidate, those of them that its logits follow from, in order.
@@ -89,6 +90,7 @@ class Union:
     """
 
     nodes: tuple[Node, ...]
+    calls: Sequence[Arguments]
     weights: tuple[Tensor, ...]
     steps: tuple[tuple[int, ...], ...]
     paths: tuple[tuple[int, ...], ...]
@@ -96,26 +98,38 @@ class Union:
     names: tuple[Mapping[str, Weight], ...]
     modules: tuple[nn.Module, ...]
 
-    def arguments(self, example: Tensor) -> list[Arguments]:
+    def arguments(self, example: Tensor) -> Sequence[Arguments]:
         """The arguments of every step, for batches of the size of ``example``.
 
         Raises:
             GraphError: a network takes other steps for a batch of this size.
         """
-        found: list[Arguments] = [((), {})] * len(self.nodes)
+        # Where the first network's do not depend on the size, those of its kind do not either.
+        if all(
+            _hashable(arguments) == _hashable(self.calls[step])
+            for step, arguments in self._arguments_of(0, example)
+        ):
+            return self.calls
+        found = list(self.calls)
         for candidate in {node.candidate for node in self.nodes}:
-            program = _traced(self.modules[candidate], example)
-            steps = self.steps[candidate]
-            if [self.nodes[step].name for step in steps] != [op.name for op in program.ops]:
-                raise GraphError(
-                    f"shared evaluation: the network takes other steps for {len(example)} images "
-                    "than for one"
-                )
-            refs = _known(program, self.names[candidate])
-            for step, op in zip(steps, program.ops, strict=True):
+            for step, arguments in self._arguments_of(candidate, example):
                 if self.nodes[step].candidate == candidate:
-                    found[step] = _arguments(op, refs)
-                refs.update(_results(op, step))
+                    found[step] = arguments
+        return found
+
+    def _arguments_of(self, candidate: int, example: Tensor) -> list[tuple[int, Arguments]]:
+        program = _traced(self.modules[candidate], example)
+        steps = self.steps[candidate]
+        if [self.nodes[step].name for step in steps] != [op.name for op in program.ops]:
+            raise GraphError(
+                f"shared evaluation: the network takes other steps for {len(example)} images "
+                "than for one"
+            )
+        refs = _known(program, self.names[candidate])
+        found = []
+        for step, op in zip(steps, program.ops, strict=True):
+            found.append((step, _arguments(op, refs)))
+            refs.update(_results(op, step))
         return found
 
 
@@ -135,6 +149,7 @@ def union_of(subnets: Sequence[Subnet], example: Tensor) -> Union:
         made.add(number, subnet, example)
     return Union(
         nodes=tuple(made.nodes),
+        calls=tuple(made.calls),
         weights=tuple(made.weights),
         steps=tuple(made.steps),
         paths=tuple(_path(made.nodes, output) for output in made.outputs),
@@ -149,6 +164,7 @@ class _Builder:
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
+        self.calls: list[Arguments] = []
         self.weights: list[Tensor] = []
         self.steps: list[tuple[int, ...]] = []
         self.outputs: list[Ref] = []
@@ -169,6 +185,7 @@ class _Builder:
                 inputs = tuple(r for r in _tensors(arguments) if isinstance(r, Ref))
                 size = sum(_bytes(value) for value in op.outputs)
                 self.nodes.append(Node(_out_of_place(op), op.name, inputs, number, size))
+                self.calls.append(arguments)
             steps.append(step)
             refs.update(_results(op, step))
         if len(program.outputs) != 1:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,20 @@ from fastprune.graph import ChannelGraph, PruningPlan, apply_plan
 from fastprune.graph.tracer import tensors_of
 from fastprune.ops import Moments, batch_norm_recalibrate
 from fastprune.training._alone import left_alone
+from fastprune.training._chains import (
+    Chain,
+    Convolution,
+    Folded,
+    Norm,
+    added,
+    can_fold,
+    chained,
+    clipped,
+    folded,
+)
 from fastprune.training._device import autocast, precision_of
 from fastprune.training._schedule import Schedule, schedules_of
-from fastprune.training._union import Arguments, Ref, Subnet, Weight, union_of
+from fastprune.training._union import Arguments, Ref, Subnet, Union, Weight, union_of
 from fastprune.training.options import Precision
 from fastprune.training.progress import Progress, SilentProgress
 
@@ -106,8 +117,10 @@ class SharedEvaluator:
         self._placement = Placement(device, channels_last=channels_last)
         self._limit = memory_limit
         self._example = example
-        self._arguments: dict[int, list[Arguments]] = {}
-        self._schedules: dict[tuple[int, tuple[int, ...]], list[Schedule]] = {}
+        self._arguments: dict[int, Sequence[Arguments]] = {}
+        self._chained: dict[tuple[int, bool], _Chained] = {}
+        self._folded: dict[int, Folded] = {}
+        self._sound: bool | None = None
         self._statistics: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -152,18 +165,22 @@ class SharedEvaluator:
         merged: set[int] = set()
         written: dict[int, Tensor] = {}
 
-        def normalise(node: int, x: Tensor, given: _Norm) -> Tensor:
+        def normalise(node: int, given: Norm, relu: bool) -> Tensor:
+            x = given.x
             if given.mean is not None:
                 written[node] = given.mean
             elif not self._bare[self._union.nodes[node].candidate]:
-                return F.batch_norm(x, None, None, given.weight, given.bias, True, 0.0, given.eps)
+                y = F.batch_norm(x, None, None, given.weight, given.bias, True, 0.0, given.eps)
+                return y.relu_() if relu else y
             # Groups of candidates each run what they have in common; it counts once.
             into = moments.get(node) if node not in merged else None
             if into is None:
                 into = Moments.zeros(x.shape[1], device=x.device)
                 moments.setdefault(node, into)
             merged.add(node)
-            return batch_norm_recalibrate(x, into, given.weight, given.bias, eps=given.eps)
+            return batch_norm_recalibrate(
+                x, into, given.weight, given.bias, eps=given.eps, relu=relu
+            )
 
         given = islice(pipeline.epoch(0, placement=self._placement), batches)
         title = (progress or SilentProgress()).start(
@@ -173,9 +190,11 @@ class SharedEvaluator:
             for number, (x, _) in enumerate(given):
                 if not left_alone(pipeline, number, len(x)):
                     merged.clear()
-                    self._pass(x, self._all, normalise)
+                    self._pass(x, self._all, normalise, folds=False)
                 task.advance(1)
         self._check_once(written)
+        self._folded.clear()
+        self._sound = None
         self._statistics = {
             node: (found.mean.float(), found.variance().float()) for node, found in moments.items()
         }
@@ -193,13 +212,22 @@ class SharedEvaluator:
     def logits(self, x: Tensor, candidates: Sequence[int] | None = None) -> dict[int, Tensor]:
         """``[N, classes]`` of each candidate for the images ``x``, placed as the network wants."""
 
-        def normalise(node: int, x: Tensor, given: _Norm) -> Tensor:
-            mean, variance = self._statistics.get(node, (given.mean, given.variance))
-            return F.batch_norm(
-                x, mean, variance, given.weight, given.bias, mean is None, 0.0, given.eps
+        def normalise(node: int, given: Norm, relu: bool) -> Tensor:
+            given = self._with_statistics(node, given)
+            y = F.batch_norm(
+                given.x,
+                given.mean,
+                given.variance,
+                given.weight,
+                given.bias,
+                given.mean is None,
+                0.0,
+                given.eps,
             )
+            return y.relu_() if relu else y
 
-        return self._pass(x, self._all if candidates is None else tuple(candidates), normalise)
+        who = self._all if candidates is None else tuple(candidates)
+        return self._pass(x, who, normalise, folds=self._folds())
 
     def evaluate(self, pipeline: InputPipeline) -> list[SharedOutcome]:
         """The outcome of every candidate on one pass of the images."""
@@ -217,31 +245,37 @@ class SharedEvaluator:
         return tuple(range(len(self._union.paths)))
 
     def _pass(
-        self, x: Tensor, candidates: tuple[int, ...], normalise: _Normalise
+        self, x: Tensor, candidates: tuple[int, ...], normalise: _Normalise, *, folds: bool
     ) -> dict[int, Tensor]:
-        arguments = self._arguments.get(len(x))
-        if arguments is None:
-            example = self._example.expand(len(x), *self._example.shape[1:])
-            arguments = self._arguments[len(x)] = self._union.arguments(example)
-        key = (len(x), candidates)
-        if key not in self._schedules:
+        how = self._how(len(x), folds)
+        if candidates not in how.schedules:
             limit = int(self._limit / max(len(x), 1))
-            self._schedules[key] = schedules_of(self._union, candidates, limit)
+            how.schedules[candidates] = schedules_of(how.union, candidates, limit)
         found: dict[int, Tensor] = {}
         with torch.no_grad(), autocast(self._dtype, self._device):
-            for schedule in self._schedules[key]:
-                self._run(schedule, x, arguments, normalise, found)
+            for schedule in how.schedules[candidates]:
+                self._run(how, schedule, x, normalise, found)
         return found
+
+    def _how(self, images: int, folds: bool) -> _Chained:
+        if (images, folds) not in self._chained:
+            if images not in self._arguments:
+                example = self._example.expand(images, *self._example.shape[1:])
+                self._arguments[images] = self._union.arguments(example)
+            arguments = self._arguments[images]
+            found = chained(self._union, arguments, convolutions=folds)
+            self._chained[images, folds] = _Chained(*found, arguments)
+        return self._chained[images, folds]
 
     def _run(
         self,
+        how: _Chained,
         schedule: Schedule,
         x: Tensor,
-        arguments: list[Arguments],
         normalise: _Normalise,
         found: dict[int, Tensor],
     ) -> None:
-        nodes, weights, outputs = self._union.nodes, self._union.weights, self._union.outputs
+        nodes, weights, outputs = how.union.nodes, how.union.weights, how.union.outputs
         held: dict[int, tuple[Tensor, ...]] = {-1: (x,)}
 
         def filled(tree: Any) -> Any:
@@ -254,16 +288,31 @@ class SharedEvaluator:
                 return tuple([filled(item) for item in tree])
             return tree
 
+        def called(number: int) -> Any:
+            args, kwargs = how.arguments[number]
+            named = {name: filled(item) for name, item in kwargs.items()}
+            return nodes[number].func(*filled(args), **named)
+
+        def linked(chain: Chain) -> Tensor:
+            other = None if chain.other is None else filled(chain.other)
+            before, x = chain.convolution, chain.norm.x
+            if before is not None:
+                inside = self._folded.get(chain.node)
+                if inside is None:
+                    inside = self._inside(chain, before, Norm(None, *filled(chain.norm[1:])))
+                if inside is not None:
+                    return inside(filled(before.x), other, chain.bounds)
+                x = called(before.node)
+            norm = Norm(filled(x), *filled(chain.norm[1:]))
+            relu = other is None and chain.bounds == (0, None)
+            result = normalise(chain.node, norm, relu)
+            if other is not None:
+                result = added(result, other)
+            return result if relu or chain.bounds is None else clipped(result, chain.bounds)
+
         for step in schedule.steps:
-            node = nodes[step.node]
-            args, kwargs = arguments[step.node]
-            args = filled(args)
-            kwargs = {name: filled(item) for name, item in kwargs.items()}
-            if node.name == "batch_norm":
-                norm = _norm(*args, **kwargs)
-                result: Any = normalise(step.node, norm.x, norm)
-            else:
-                result = node.func(*args, **kwargs)
+            chain = how.chains.get(step.node)
+            result = called(step.node) if chain is None else linked(chain)
             held[step.node] = (result,) if type(result) is Tensor else tuple(tensors_of(result))
             for candidate in step.done:
                 output = outputs[candidate]
@@ -271,29 +320,42 @@ class SharedEvaluator:
             for gone in step.drop:
                 del held[gone]
 
+    def _folds(self) -> bool:
+        """Whether norms go into weights. oneDNN's ReLU makes 0 of what is no number, and a network
+        that diverged has to be known.
+        """
+        if self._sound is None:
+            values = [
+                *self._union.weights,
+                *(t for pair in self._statistics.values() for t in pair),
+            ]
+            self._sound = can_fold(self._dtype, self._device) and all(
+                bool(value.isfinite().all()) for value in values
+            )
+        return self._sound
 
-class _Norm(NamedTuple):
-    """Arguments of ``F.batch_norm`` in evaluation mode."""
+    def _inside(self, chain: Chain, before: Convolution, norm: Norm) -> Folded | None:
+        """The convolution before a norm, with it in its weights; None without statistics."""
+        norm = self._with_statistics(chain.node, norm)
+        found = folded(self._union, before, norm, self._dtype)
+        if found is not None:
+            self._folded[chain.node] = found
+        return found
 
-    x: Tensor
-    mean: Tensor | None
-    variance: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
+    def _with_statistics(self, node: int, norm: Norm) -> Norm:
+        mean, variance = self._statistics.get(node, (norm.mean, norm.variance))
+        return norm._replace(mean=mean, variance=variance)
 
 
-_Normalise = Callable[[int, Tensor, _Norm], Tensor]
+@dataclass(frozen=True, slots=True)
+class _Chained:
+    """How batches of one size are run, in recalibration or in measuring."""
+
+    union: Union
+    chains: Mapping[int, Chain]
+    arguments: Sequence[Arguments]
+    schedules: dict[tuple[int, ...], list[Schedule]] = field(default_factory=dict)
 
 
-def _norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> _Norm:
-    return _Norm(input, running_mean, running_var, weight, bias, eps)
+_Normalise = Callable[[int, Norm, bool], Tensor]
+"""Of a step: its number, the arguments, and whether ReLU follows."""

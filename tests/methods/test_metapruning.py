@@ -176,7 +176,8 @@ def test_a_search_finds_a_network_within_the_budget(tmp_path: Path, splits: Spli
 
     assert len(trials) == 10
     assert len({trial.code for trial in trials}) == 10
-    assert all(trial.cost["macs"] <= limit for trial in trials)
+    # The next step of any id is over it.
+    assert all(0.95 * limit < trial.cost["macs"] <= limit for trial in trials)
     assert all(trial.images == 60 for trial in trials)
     best = max(trials, key=lambda trial: (trial.fitness, -trial.number))
     assert result.notes["gene"] == list(best.code)
@@ -189,6 +190,17 @@ def test_a_search_finds_a_network_within_the_budget(tmp_path: Path, splits: Spli
     # The weights to be trained are those of a new network.
     again = fresh(0).state_dict()
     assert all(torch.equal(t, again[name]) for name, t in result.model.state_dict().items())
+
+
+def test_genes_that_do_not_fill_the_budget_are_as_drawn(tmp_path: Path, splits: Splits) -> None:
+    limit = 0.5 * trace(fresh(0).eval(), torch.zeros(1, 3, 32, 32)).cost().macs
+    _, trials, _ = searched(tmp_path / "drawn", splits, fill=False)
+
+    assert all(trial.cost["macs"] <= limit for trial in trials)
+    assert min(trial.cost["macs"] for trial in trials) < 0.8 * limit
+    # Without a budget there is nothing to fill.
+    _, free, _ = searched(tmp_path / "free", splits, PruneOptions())
+    assert min(trial.cost["macs"] for trial in free) < 0.8 * 2 * limit
 
 
 def pruningnet(folder: Path) -> PruningNet:

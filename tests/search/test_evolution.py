@@ -221,6 +221,28 @@ def test_where_no_draw_fits_random_codes_are_repaired() -> None:
     assert len(np.unique(codes, axis=0)) == 50
 
 
+def test_codes_that_fill_the_budget_leave_no_step_that_fits() -> None:
+    high = np.full(8, 30)
+
+    def feasible(codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        assert (codes <= high).all(), "asked about a code that is none"
+        return np.asarray((codes * [1, 1, 2, 2, 3, 3, 4, 9]).sum(1) <= 250)
+
+    space = Space((0,) * 8, (30,) * 8, feasible, fill=True)
+    populations = total(small(space))
+
+    assert [len(out) for out in populations] == [12] * 4
+    assert {c.phase for out in populations for c in out} >= {"initial", "mutation", "crossover"}
+    codes = np.array([c.code for out in populations for c in out])
+    assert len(np.unique(codes, axis=0)) == 48
+    assert feasible(codes).all()
+    for code in codes:
+        above = code + np.eye(8, dtype=np.int64)
+        assert not feasible(above[(above <= high).all(1)]).any()
+    plain = total(small(Space((0,) * 8, (30,) * 8, feasible)))
+    assert any(feasible(np.array([c.code]) + 1)[0] for c in plain[0] if max(c.code) < 30)
+
+
 @pytest.mark.parametrize("most", [6, 9, 24])
 def test_in_a_small_space_every_code_is_asked_once_and_then_it_ends(most: int) -> None:
     space = Space((1,) * 3, (3, 8, 4), lambda codes: codes.sum(1) <= most)
