@@ -1,0 +1,141 @@
+"""The figures of a report: one panel each, narrow enough for a phone; drawn by what draws a run's.
+
+Each function gives a matplotlib figure; nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastprune.methods._states import StateRecord
+from fastprune.run.comparison_plot import draw_runs
+from fastprune.run.plots import draw_fitness, draw_front, new_figure, text_of, training_figure
+from fastprune.run.state_plots import (
+    draw_accuracy,
+    draw_left,
+    penalty_figure,
+    state_channels_figure,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from fastprune.run.compare import ComparedRun
+    from fastprune.run.trainings import Epoch
+
+__all__ = [
+    "bars",
+    "fitness",
+    "front_of",
+    "penalty",
+    "runs_against",
+    "shortened",
+    "state_accuracy",
+    "state_channels",
+    "state_left",
+    "trainings_of",
+]
+
+_WIDTH = 5.2
+"""Inches; 500 pixels. A phone of 390 shows it at three quarters, letters at 9 pixels."""
+
+_LONGEST = 34
+
+
+def bars(full: Mapping[str, int], kept: Mapping[str, int]) -> Figure:
+    """A bar a group, whole and kept, with both numbers."""
+    names = list(full)
+    figure = new_figure(_WIDTH, 0.22 * len(names) + 0.9)
+    axes = figure.subplots()
+    places = range(len(names))
+    whole, left = list(full.values()), [kept.get(name, full[name]) for name in names]
+    axes.barh(places, whole, color="0.85", label="unpruned")
+    axes.barh(places, left, color="tab:blue", label="kept")
+    most = max(whole)
+    for place, (of, have) in enumerate(zip(whole, left, strict=True)):
+        axes.text(of + 0.015 * most, place, f"{have} of {of}", va="center", fontsize=8)
+    axes.set_yticks(places, [text_of(shortened(name)) for name in names], fontsize=8)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0, 1.22 * most)
+    axes.set_xlabel("channels")
+    _legend(figure, axes, 2)
+    return figure
+
+
+def fitness(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Fitness over the candidates of a search."""
+    return _panel(lambda axes: draw_fitness(axes, rows))
+
+
+def front_of(rows: Sequence[Mapping[str, Any]], edge: Sequence[Mapping[str, Any]]) -> Figure:
+    """Fitness of the candidates against their MACs."""
+    return _panel(lambda axes: draw_front(axes, rows, edge))
+
+
+def state_left(states: Sequence[StateRecord]) -> Figure:
+    """What every state of a ticket has left."""
+    return _plain(lambda axes: draw_left(axes, states))
+
+
+def state_accuracy(states: Sequence[StateRecord]) -> Figure:
+    """The accuracies of every state of a ticket."""
+    return _plain(lambda axes: draw_accuracy(axes, states))
+
+
+def state_channels(full: Mapping[str, int], states: Sequence[StateRecord]) -> Figure:
+    """The share of every group's channels that each state keeps."""
+    return state_channels_figure(full, states)
+
+
+def penalty(states: Sequence[StateRecord]) -> Figure:
+    """Strength of the growing penalty in the course of every state."""
+    return penalty_figure(states)
+
+
+def trainings_of(trainings: Mapping[str, Sequence[Epoch]]) -> Figure:
+    """Loss, accuracy and learning rate over the epochs of all trainings, one after the other."""
+    total = sum(map(len, trainings.values()))
+    return training_figure(trainings, min(10.0, max(_WIDTH + 1, 0.06 * total)))
+
+
+def runs_against(runs: Sequence[ComparedRun], share: str) -> Figure:
+    """Test accuracy of runs against a share: macs_share, params_share or remaining_weights."""
+
+    def draw(axes: Axes) -> None:
+        draw_runs(axes, runs, share)
+        axes.set_ylabel("test top-1, %")
+        if any(run.top1_before is not None for run in runs):
+            hollow: dict[str, Any] = {"markeredgecolor": "0.3", "markerfacecolor": "none"}
+            axes.plot([], [], "o", label="unpruned", **hollow)
+
+    return _panel(draw, columns=2)
+
+
+def _panel(draw: Callable[[Axes], object], columns: int = 3) -> Figure:
+    """A figure of one panel with its legend beneath, since points may lie anywhere."""
+    figure = new_figure(_WIDTH, 3.7)
+    axes = figure.subplots()
+    draw(axes)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    _legend(figure, axes, columns)
+    return figure
+
+
+def _plain(draw: Callable[[Axes], object]) -> Figure:
+    figure = new_figure(_WIDTH, 3.9)
+    draw(figure.subplots())
+    return figure
+
+
+def _legend(figure: Figure, axes: Axes, columns: int) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
+
+
+def shortened(name: str) -> str:
+    """A name with its middle left out where it is long, since its ends tell names apart."""
+    half = (_LONGEST - 1) // 2
+    return name if len(name) <= _LONGEST else f"{name[:half]}…{name[-half:]}"
