@@ -258,7 +258,8 @@ def read_finished(path: Path) -> tuple[list[ComparedRun], list[str]]:
     return [row], notes
 
 
-def _network(config: RunConfig) -> str:
+def network_of(config: RunConfig) -> str:
+    """A network and its options, in words."""
     options = ", ".join(f"{key}={value}" for key, value in config.model.options.items())
     return config.model.name + (f" ({options})" if options else "")
 

@@ -30,6 +30,7 @@ __all__ = [
     "file_of_plan",
     "plan_of",
     "result_of",
+    "standing_file",
     "state_drawings",
     "states_of",
 ]
@@ -108,7 +109,7 @@ def _ensemble_drawings(run: RunPaths, folder: RunPaths) -> list[Drawing]:
     drawings: list[Drawing] = []
     stored, similarity = (
         result_of(run, "group", run.grouping),
-        _standing(run, "group", run.similarity),
+        standing_file(run, "group", run.similarity),
     )
     if stored is not None and similarity is not None:
         grouping, matrix = Grouping.from_json(stored), np.load(similarity)
@@ -140,11 +141,11 @@ def result_of(run: RunPaths, stage: str, file: Path) -> Any:
     Raises:
         ConfigError: it is not what the stage wrote.
     """
-    standing = _standing(run, stage, file)
+    standing = standing_file(run, stage, file)
     return None if standing is None else json.loads(standing.read_text(encoding="utf-8"))
 
 
-def _standing(run: RunPaths, stage: str, file: Path) -> Path | None:
+def standing_file(run: RunPaths, stage: str, file: Path) -> Path | None:
     """A stage's file; None before the stage is done.
 
     Raises:

@@ -26,7 +26,9 @@ def channels(run: RunContent) -> Section | None:
     if run.graph is None:
         return None
     blocks: list[Block] = []
-    if run.plan is None:
+    if run.config.method.ensemble:
+        blocks.append(Lines(("Each expert keeps channels of its own.",)))
+    elif run.plan is None:
         blocks.append(Lines(("There is no pruning plan yet.",)))
     elif run.groups:
         blocks += _pictures(run)

@@ -9,17 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from fastprune.config import RunConfig
 from fastprune.errors import ConfigError
 from fastprune.graph import PruningPlan
+from fastprune.methods._grouping import Grouping
 from fastprune.methods._states import StateRecord
 from fastprune.methods._trials import TrialLog, front
 from fastprune.run.compare import ComparedRun, printable, read_finished
-from fastprune.run.directory import STAGES, StageRecord, saved_config
-from fastprune.run.figures import count_trials, file_of_plan, plan_of, result_of, states_of
+from fastprune.run.directory import StageRecord, saved_config
+from fastprune.run.figures import (
+    count_trials,
+    file_of_plan,
+    plan_of,
+    result_of,
+    standing_file,
+    states_of,
+)
 from fastprune.run.paths import RunPaths, check_run_directory
 from fastprune.run.plots import read_trials
-from fastprune.run.standing import goes_on_by, standing_records, standing_report
+from fastprune.run.standing import goes_on_by, stages_of, standing_records, standing_report
 from fastprune.run.trainings import Epoch, read_trainings
 
 __all__ = ["RunContent", "read_run"]
@@ -37,7 +48,8 @@ class RunContent:
         records: of the stages that stand.
         following: the stage that is next; None of a finished run.
         report: as ``report.json`` has it, of a finished run.
-        compared: its row of a comparison, of a finished run.
+        compared: its rows of a comparison, of a finished run; of an ensemble one for each number
+            of devices.
         graph: as ``graph.json`` has it.
         plan: the pruning plan.
         trainings: the epochs of each.
@@ -45,6 +57,8 @@ class RunContent:
         front: those that no other equals with fewer MACs.
         states: of a lottery ticket.
         classes: rows of ``classes.csv``.
+        grouping: which classes belong together, of an ensemble.
+        similarity: ``[K, K]``, how alike any two classes are, of an ensemble.
     """
 
     name: str
@@ -54,7 +68,7 @@ class RunContent:
     records: Mapping[str, StageRecord]
     following: str | None
     report: Mapping[str, Any] | None
-    compared: ComparedRun | None
+    compared: tuple[ComparedRun, ...]
     graph: Mapping[str, Any] | None
     plan: PruningPlan | None
     trainings: Mapping[str, tuple[Epoch, ...]]
@@ -62,6 +76,8 @@ class RunContent:
     front: tuple[Mapping[str, Any], ...]
     states: tuple[StateRecord, ...]
     classes: tuple[Mapping[str, str], ...]
+    grouping: Grouping | None
+    similarity: npt.NDArray[np.float64] | None
 
     @property
     def groups(self) -> dict[str, int]:
@@ -92,7 +108,7 @@ class RunContent:
     def cost(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Of the unpruned and of the pruned network; empty before it is known."""
         # A method may train an unpruned network of its own, which the report was made of.
-        if self.report is not None:
+        if self.report is not None and not self.config.method.ensemble:
             return dict(self.report["cost"]["unpruned"]), dict(self.report["cost"]["pruned"])
         return self.results("baseline").get("cost", {}), self.results("prune").get("cost", {})
 
@@ -121,32 +137,44 @@ def read_run(path: Path) -> RunContent:
         CheckpointError: a line of a file is damaged.
     """
     check_run_directory(path)
-    paths = RunPaths(path)
-    records = standing_records(paths)
-    finished = len(records) == len(STAGES)
+    paths, config = RunPaths(path), saved_config(path)
+    stages = stages_of(config)
+    records = standing_records(paths, stages)
+    finished = len(records) == len(stages)
     plan = plan_of(paths) if "plan" in records else None
     trials = file_of_plan(paths.trials, paths, plan)
     whole = trials is not None and count_trials(trials) > 0
+    grouping, similarity = _grouping(paths) if "group" in records else (None, None)
     found = RunContent(
         name=printable(path.name or path.resolve().name),
         paths=paths,
-        config=saved_config(path),
+        config=config,
         environment=_plain(paths.environment),
         records=records,
-        following=None if finished else STAGES[len(records)],
+        following=None if finished else stages[len(records)],
         report=standing_report(paths, records) if finished else None,
-        compared=read_finished(path)[0] if finished else None,
-        graph=result_of(paths, "baseline", paths.graph),
+        compared=tuple(read_finished(path)[0]) if finished else (),
+        graph=result_of(paths, "baseline", paths.graph) if "baseline" in records else None,
         plan=plan,
         trainings=read_trainings(paths),
         trials=tuple(read_trials(trials)) if trials is not None and whole else (),
         front=tuple(front(TrialLog(trials, read_only=True))) if trials is not None else (),
         states=states_of(paths, plan),
         classes=_rows(paths.classes) if finished else (),
+        grouping=grouping,
+        similarity=similarity,
     )
     if not (found.records or found.trainings):
         raise ConfigError(f"{path}: holds nothing to report yet, not one epoch of a training")
     return found
+
+
+def _grouping(paths: RunPaths) -> tuple[Grouping, npt.NDArray[np.float64]]:
+    matrix = standing_file(paths, "group", paths.similarity)
+    stored = result_of(paths, "group", paths.grouping)
+    if matrix is None or stored is None:
+        raise ConfigError(f"{paths.grouping}: removed meanwhile; is the run going on?")
+    return Grouping.from_json(stored), np.load(matrix)
 
 
 def _plain(file: Path) -> dict[str, Any]:

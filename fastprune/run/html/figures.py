@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastprune.methods._states import StateRecord
 from fastprune.run.comparison_plot import draw_runs
+from fastprune.run.ensemble_report import draw_fused, draw_times
 from fastprune.run.plots import draw_fitness, draw_front, new_figure, text_of, training_figure
 from fastprune.run.state_plots import (
     draw_accuracy,
@@ -29,9 +30,11 @@ __all__ = [
     "bars",
     "fitness",
     "front_of",
+    "fused",
     "penalty",
     "runs_against",
     "shortened",
+    "split_times",
     "state_accuracy",
     "state_channels",
     "state_left",
@@ -98,6 +101,16 @@ def trainings_of(trainings: Mapping[str, Sequence[Epoch]]) -> Figure:
     """Loss, accuracy and learning rate over the epochs of all trainings, one after the other."""
     total = sum(map(len, trainings.values()))
     return training_figure(trainings, min(10.0, max(_WIDTH + 1, 0.06 * total)))
+
+
+def fused(fusions: Sequence[Mapping[str, Any]], baseline: float) -> Figure:
+    """Accuracy of the fused networks over the number of devices."""
+    return _panel(lambda axes: draw_fused(axes, fusions, baseline))
+
+
+def split_times(fusions: Sequence[Mapping[str, Any]]) -> Figure:
+    """Milliseconds an image over the number of devices."""
+    return _panel(lambda axes: draw_times(axes, fusions), columns=2)
 
 
 def runs_against(runs: Sequence[ComparedRun], share: str) -> Figure:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 
-from fastprune.run.compare import ComparedRun
+from fastprune.run.compare import ComparedRun, network_of
 from fastprune.run.html import figures
 from fastprune.run.html.asked import given_options, spelt
 from fastprune.run.html.blocks import Block, Cell, Column, Link, Picture, Section, Shown, Table
@@ -29,7 +29,7 @@ def overview(runs: Sequence[RunContent], anchors: Sequence[str]) -> tuple[Sectio
         runs: two or more, each with a name of its own.
         anchors: of their parts of the page.
     """
-    finished = [run.compared for run in runs if run.compared is not None]
+    finished = [row for run in runs for row in run.compared]
     blocks: list[Block] = [_runs(runs, anchors)]
     blocks += [_picture(finished, share) for share in _PICTURES if _any(finished, share)]
     different = _differences(runs)
@@ -96,13 +96,11 @@ def _row(run: RunContent, anchor: str) -> tuple[Cell, ...]:
     def share(key: str) -> float | None:
         return small[key] / full[key] if small and full[key] else None
 
-    model = run.config.model
-    options = ", ".join(f"{key}={value}" for key, value in model.options.items())
     return (
         Link(run.name, anchor),
         "finished" if run.following is None else f"{run.following} is next",
         run.config.method.name,
-        model.name + (f" ({options})" if options else ""),
+        network_of(run.config),
         run.config.data.name,
         run.config.seed,
         before,
@@ -113,7 +111,7 @@ def _row(run: RunContent, anchor: str) -> tuple[Cell, ...]:
         count("params"),
         share("params"),
         share("channels"),
-        None if run.compared is None else run.compared.remaining_weights,
+        run.compared[0].remaining_weights if run.compared else None,
         small.get("size_mb"),
         latency.get("pruned_ms"),
         latency.get("speedup"),

@@ -8,43 +8,45 @@ from fastprune.run.html.blocks import Block, Column, Facts, Lines, Section, Show
 from fastprune.run.html.content import RunContent
 from fastprune.run.report import accuracy_names
 
-__all__ = ["amount", "final_top1", "reached", "unpruned_top1"]
+__all__ = [
+    "amount",
+    "final_top1",
+    "opening",
+    "part_of_whole",
+    "reached",
+    "stages",
+    "unpruned_top1",
+]
 
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def reached(run: RunContent) -> Section:
     """Accuracy, cost and latency, unpruned beside pruned; what a run has come to so far."""
-    blocks: list[Block] = []
-    if run.following is not None:
-        blocks.append(
-            Lines(
-                (
-                    f"This run is not finished: {run.following} is next. "
-                    f"It goes on by: {run.command}",
-                ),
-                warning=True,
-            )
-        )
-    if run.report is not None and run.report["warnings"]:
-        blocks.append(Lines(tuple(run.report["warnings"]), warning=True))
-    facts = _facts(run)
-    tables = [table for table in (_accuracy(run), _cost(run), _budget(run)) if table.rows]
-    if facts:
+    blocks: list[Block] = [*opening(run)]
+    if facts := _facts(run):
         blocks.append(Facts(facts))
+    blocks += [table for table in (_accuracy(run), _cost(run), _budget(run)) if table.rows]
     oracle = run.results("prune").get("oracle")
-    said: tuple[Block, ...] = ()
     if oracle is not None:
         said = (
-            Lines(
-                (
-                    f"On {oracle['images']} test images the pruned network computed what the "
-                    "masked one does, in float64 to within "
-                    f"{oracle['relative_error']:g} of the largest output.",
-                )
-            ),
+            f"On {oracle['images']} test images the pruned network computed what the masked one "
+            f"does, in float64 to within {oracle['relative_error']:g} of the largest output."
         )
-    return Section("What was reached", (*blocks, *tables, *said, _stages(run)))
+        blocks.append(Lines((said,)))
+    return Section("What was reached", (*blocks, stages(run)))
+
+
+def opening(run: RunContent) -> tuple[Lines, ...]:
+    """What is to be known before all figures: that a run is not finished, and its warnings."""
+    lines = []
+    if run.following is not None:
+        lines.append(
+            f"this run is not finished: {run.following} is next. It goes on by: {run.command}"
+        )
+    if run.report is not None:
+        lines += run.report["warnings"]
+    return (Lines(tuple(lines), warning=True),) if lines else ()
 
 
 def unpruned_top1(run: RunContent) -> float | None:
@@ -83,12 +85,12 @@ def _facts(run: RunContent) -> tuple[tuple[str, str, str], ...]:
     full, small = run.cost
     for key, label in (("macs", "MACs"), ("params", "parameters")):
         if small:
-            part = f"{_share(small[key], full[key])} of {amount(full[key])}"
+            part = f"{part_of_whole(small[key], full[key])} of {amount(full[key])}"
             rows.append((label, amount(small[key]), part))
         elif full:
             rows.append((f"{label}, unpruned", amount(full[key]), "nothing pruned yet"))
     if small:
-        part = f"{_share(small['size_mb'], full['size_mb'])} of {full['size_mb']:.2f} MB"
+        part = f"{part_of_whole(small['size_mb'], full['size_mb'])} of {full['size_mb']:.2f} MB"
         rows.append(("size", f"{small['size_mb']:.2f} MB", part))
     latency = None if run.report is None else run.report["latency"]
     if latency is not None:
@@ -178,7 +180,8 @@ def _budget(run: RunContent) -> Table:
     return Table("budget", "What was to be met", columns, tuple(rows))
 
 
-def _stages(run: RunContent) -> Table:
+def stages(run: RunContent) -> Table:
+    """How long every stage took."""
     rows = tuple((name, record.seconds, record.kills) for name, record in run.records.items())
     columns = (
         Column("stage", "stage"),
@@ -188,5 +191,6 @@ def _stages(run: RunContent) -> Table:
     return Table("stages", "Time of every stage", columns, rows, folded=True)
 
 
-def _share(part: float, whole: float) -> str:
+def part_of_whole(part: float, whole: float) -> str:
+    """A share, as percent."""
     return f"{part / whole:.1%}" if whole else "all"

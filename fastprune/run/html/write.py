@@ -8,12 +8,13 @@ from pathlib import Path
 
 from fastprune.errors import ConfigError, FastpruneError
 from fastprune.files import write_atomically
-from fastprune.run.compare import names_apart
+from fastprune.run.compare import names_apart, network_of
 from fastprune.run.html.asked import asked, noted, repeating
 from fastprune.run.html.blocks import Page, Picture, RunPart, Section
 from fastprune.run.html.channels import channels
 from fastprune.run.html.content import RunContent, read_run
 from fastprune.run.html.course import classes, search, ticket, training
+from fastprune.run.html.ensemble import grouped, joined
 from fastprune.run.html.files import Drawn, write_files
 from fastprune.run.html.overview import overview
 from fastprune.run.html.page import anchors_of, render
@@ -35,6 +36,9 @@ SECTIONS: tuple[Callable[[RunContent], Section | None], ...] = (
     repeating,
 )
 """Of a run, in their order; each gives None where the run holds nothing for it."""
+
+ENSEMBLE_SECTIONS = (joined, asked, grouped, channels, training, repeating)
+"""The same of a run of several joined networks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +117,7 @@ def _read_all(paths: Sequence[Path]) -> tuple[list[RunContent], list[str]]:
 
 
 def _named(run: RunContent, name: str) -> RunContent:
-    compared = None if run.compared is None else replace(run.compared, name=name)
-    return replace(run, name=name, compared=compared)
+    return replace(run, name=name, compared=tuple(replace(c, name=name) for c in run.compared))
 
 
 def _page(runs: Sequence[RunContent]) -> Page:
@@ -126,12 +129,11 @@ def _page(runs: Sequence[RunContent]) -> Page:
 
 
 def _part(run: RunContent) -> RunPart:
-    model, config = run.config.model, run.config
-    options = ", ".join(f"{key}={value}" for key, value in model.options.items())
-    network = model.name + (f" ({options})" if options else "")
-    subtitle = f"{network} on {config.data.name}, {config.method.name}, seed {config.seed}"
-    sections = (section(run) for section in SECTIONS)
-    return RunPart(run.name, subtitle, tuple(s for s in sections if s is not None))
+    config = run.config
+    what = f"{network_of(config)} on {config.data.name}, {config.method.name}, seed {config.seed}"
+    chosen = ENSEMBLE_SECTIONS if config.method.ensemble else SECTIONS
+    sections = (section(run) for section in chosen)
+    return RunPart(run.name, what, tuple(s for s in sections if s is not None))
 
 
 def _pictures(page: Page) -> Iterator[Picture]:
