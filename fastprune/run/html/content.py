@@ -16,6 +16,7 @@ from fastprune.config import RunConfig
 from fastprune.errors import ConfigError
 from fastprune.graph import PruningPlan
 from fastprune.methods._grouping import Grouping
+from fastprune.methods._scales import SCALES, ScaleRecord, read_scales
 from fastprune.methods._states import StateRecord
 from fastprune.methods._trials import TrialLog, front
 from fastprune.run.compare import ComparedRun, printable, read_finished
@@ -56,6 +57,7 @@ class RunContent:
         trials: of a search, by number; as plain data.
         front: those that no other equals with fewer MACs.
         states: of a lottery ticket.
+        scales: batch norm scales in the course of sparse training.
         classes: rows of ``classes.csv``.
         grouping: which classes belong together, of an ensemble.
         similarity: ``[K, K]``, how alike any two classes are, of an ensemble.
@@ -75,6 +77,7 @@ class RunContent:
     trials: tuple[Mapping[str, Any], ...]
     front: tuple[Mapping[str, Any], ...]
     states: tuple[StateRecord, ...]
+    scales: tuple[ScaleRecord, ...]
     classes: tuple[Mapping[str, str], ...]
     grouping: Grouping | None
     similarity: npt.NDArray[np.float64] | None
@@ -160,6 +163,7 @@ def read_run(path: Path) -> RunContent:
         trials=tuple(read_trials(trials)) if trials is not None and whole else (),
         front=tuple(front(TrialLog(trials, read_only=True))) if trials is not None else (),
         states=states_of(paths, plan),
+        scales=read_scales(paths.work_folder("plan") / SCALES),
         classes=_rows(paths.classes) if finished else (),
         grouping=grouping,
         similarity=similarity,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
+from fastprune.methods._scales import QUANTILES
 from fastprune.run.html import figures
 from fastprune.run.html.blocks import Block, Column, Lines, Picture, Section, Shown, Table
 from fastprune.run.html.content import RunContent
 from fastprune.run.html.reached import amount
 
-__all__ = ["classes", "search", "ticket", "training"]
+__all__ = ["classes", "search", "sparsity", "ticket", "training"]
 
 
 def search(run: RunContent) -> Section | None:
@@ -95,6 +96,41 @@ def ticket(run: RunContent) -> Section | None:
             )
         )
     return Section("Lottery ticket", (*blocks, _states(run)))
+
+
+def sparsity(run: RunContent) -> Section | None:
+    """Batch norm scales and their penalty over sparse training; None where there was none."""
+    scales = run.scales
+    if not scales:
+        return None
+    first, last = scales[0], scales[-1]
+    middle = QUANTILES.index(0.5)
+    columns = (
+        Column("epoch", "epoch", "d"),
+        Column("penalty", "penalty s·Σ|γ|", ".5g"),
+        *(Column(f"quantile_{q:g}", f"{q:.0%} of |γ| are below", ".3g") for q in QUANTILES[1:-1]),
+        Column("largest", "largest |γ|", ".3g"),
+    )
+    rows = tuple((line.epoch, line.penalty, *line.quantiles[1:]) for line in scales)
+    return Section(
+        "Sparsity",
+        (
+            Picture(
+                "scales",
+                "Batch norm scales |γ| over the epochs of sparse training",
+                f"A line for the median of |γ|, from {first.quantiles[middle]:.3g} to "
+                f"{last.quantiles[middle]:.3g}, in bands of half and of four fifths of all.",
+                partial(figures.scales, scales, run.notes.get("threshold")),
+            ),
+            Picture(
+                "penalty",
+                "Sparsity penalty over the epochs of sparse training",
+                f"A line from {first.penalty:.3g} to {last.penalty:.3g}.",
+                partial(figures.scale_penalty, scales),
+            ),
+            Table("scales", "Scales at the end of every epoch", columns, rows, folded=True),
+        ),
+    )
 
 
 def training(run: RunContent) -> Section | None:

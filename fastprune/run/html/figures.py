@@ -8,10 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastprune.methods._scales import QUANTILES, ScaleRecord
 from fastprune.methods._states import StateRecord
 from fastprune.run.comparison_plot import draw_runs
 from fastprune.run.ensemble_report import draw_fused, draw_times
-from fastprune.run.plots import draw_fitness, draw_front, new_figure, text_of, training_figure
+from fastprune.run.plots import (
+    COLORS,
+    draw_fitness,
+    draw_front,
+    new_figure,
+    text_of,
+    training_figure,
+    whole_ticks,
+)
 from fastprune.run.state_plots import (
     draw_accuracy,
     draw_left,
@@ -33,6 +42,8 @@ __all__ = [
     "fused",
     "penalty",
     "runs_against",
+    "scale_penalty",
+    "scales",
     "shortened",
     "split_times",
     "state_accuracy",
@@ -95,6 +106,49 @@ def state_channels(full: Mapping[str, int], states: Sequence[StateRecord]) -> Fi
 def penalty(states: Sequence[StateRecord]) -> Figure:
     """Strength of the growing penalty in the course of every state."""
     return penalty_figure(states)
+
+
+def scales(records: Sequence[ScaleRecord], threshold: float | None) -> Figure:
+    """Quantiles of batch norm scales over epochs, and the threshold they were cut by, if any."""
+    epochs = [record.epoch for record in records]
+    columns = dict(zip(QUANTILES, zip(*(r.quantiles for r in records), strict=True), strict=True))
+
+    def draw(axes: Axes) -> None:
+        for low, high, shade in ((0.1, 0.9, 0.2), (0.25, 0.75, 0.4)):
+            axes.fill_between(
+                epochs,
+                columns[low],
+                columns[high],
+                label=f"{low:.0%} to {high:.0%}",
+                color=COLORS[0],
+                alpha=shade,
+                linewidth=0,
+            )
+        axes.plot(epochs, columns[0.5], color=COLORS[0], marker=".", label="median")
+        if threshold is not None:
+            axes.axhline(threshold, color=COLORS[1], linestyle="dashed", label="threshold")
+        axes.set_ylim(bottom=0)
+        _over_epochs(axes, "|γ|")
+
+    return _panel(draw, columns=4)
+
+
+def scale_penalty(records: Sequence[ScaleRecord]) -> Figure:
+    """The sparsity penalty over epochs."""
+
+    def draw(axes: Axes) -> None:
+        places, values = [r.epoch for r in records], [r.penalty for r in records]
+        axes.plot(places, values, color=COLORS[0], marker=".", label="penalty")
+        axes.set_ylim(bottom=0)
+        _over_epochs(axes, "s·Σ|γ|")
+
+    return _panel(draw)
+
+
+def _over_epochs(axes: Axes, label: str) -> None:
+    axes.set_xlabel("epoch of sparse training")
+    axes.set_ylabel(label)
+    whole_ticks(axes.xaxis)
 
 
 def trainings_of(trainings: Mapping[str, Sequence[Epoch]]) -> Figure:

@@ -13,7 +13,7 @@ from fastprune.run.html.asked import asked, noted, repeating
 from fastprune.run.html.blocks import Page, Picture, RunPart, Section
 from fastprune.run.html.channels import channels
 from fastprune.run.html.content import RunContent, read_run
-from fastprune.run.html.course import classes, search, ticket, training
+from fastprune.run.html.course import classes, search, sparsity, ticket, training
 from fastprune.run.html.ensemble import grouped, joined
 from fastprune.run.html.files import Drawn, write_files
 from fastprune.run.html.overview import overview
@@ -30,6 +30,7 @@ SECTIONS: tuple[Callable[[RunContent], Section | None], ...] = (
     channels,
     search,
     ticket,
+    sparsity,
     classes,
     training,
     noted,
