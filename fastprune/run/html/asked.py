@@ -89,8 +89,7 @@ def _environment(run: RunContent) -> Iterator[tuple[str, Any]]:
             yield name, value
     if run.report is None:
         return
-    latency = run.report["latency"]
-    if latency is not None:
+    if latency := run.latency:
         yield "latency measured on", latency["device"]
         yield "its threads", latency["threads"]
     kinds = run.report["pipelines"]

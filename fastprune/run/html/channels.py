@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from fastprune.run.html import figures
-from fastprune.run.html.blocks import Block, Column, Lines, Picture, Section, Table
+from fastprune.run.html.blocks import Block, Cell, Column, Lines, Picture, Section, Table
 from fastprune.run.html.content import RunContent
 
 __all__ = ["channels"]
@@ -85,24 +85,19 @@ def _narrowest(run: RunContent) -> Table:
 
 def _groups(run: RunContent, graph: Mapping[str, Any]) -> Table:
     kept = run.widths
-    rows = tuple(
-        (
-            group["name"],
-            group["kind"],
-            group["channels"],
-            kept.get(group["name"]),
-            kept[group["name"]] / group["channels"] if kept else None,
-        )
-        for group in graph["groups"]
-    )
-    columns = (
+    columns: tuple[Column, ...] = (
         Column("group", "group"),
         Column("kind", "kind"),
         Column("channels", "channels", ","),
-        Column("kept", "kept", ","),
-        Column("share", "share", ".1%"),
     )
-    return Table("groups", "All channel groups", columns, rows, folded=True)
+    rows: list[tuple[Cell, ...]] = []
+    for group in graph["groups"]:
+        name, of = group["name"], group["channels"]
+        left = (kept[name], kept[name] / of) if kept else ()
+        rows.append((name, group["kind"], of, *left))
+    if kept:
+        columns += (Column("kept", "kept", ","), Column("share", "share", ".1%"))
+    return Table("groups", "All channel groups", columns, tuple(rows), folded=True)
 
 
 def _unprunable(graph: Mapping[str, Any]) -> list[Table]:

@@ -116,6 +116,11 @@ class RunContent:
         return self.results("baseline").get("cost", {}), self.results("prune").get("cost", {})
 
     @property
+    def latency(self) -> dict[str, Any]:
+        """Of the unpruned and the pruned network, as the report has it; empty if not measured."""
+        return dict((self.report or {}).get("latency") or {})
+
+    @property
     def notes(self) -> dict[str, Any]:
         """What the method noted."""
         return dict(self.results("plan").get("notes", {}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
 
@@ -14,6 +14,9 @@ from fastprune.run.html.content import RunContent
 from fastprune.run.html.reached import amount, final_top1, unpruned_top1
 
 __all__ = ["overview"]
+
+_MANY = 20
+"""Options from which on they are shown when asked for."""
 
 _PICTURES = {
     "macs_share": ("accuracy_macs", "Test accuracy against MACs"),
@@ -75,7 +78,7 @@ def _runs(runs: Sequence[RunContent], anchors: Sequence[str]) -> Table:
         Column("speedup", "times as fast", ".2f"),
         Column("seconds", "seconds", ",.1f"),
     )
-    rows = [_row(run, anchor) for run, anchor in zip(runs, anchors, strict=True)]
+    rows = [row for run, anchor in zip(runs, anchors, strict=True) for row in _rows(run, anchor)]
     used = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
     return Table(
         "runs",
@@ -85,10 +88,31 @@ def _runs(runs: Sequence[RunContent], anchors: Sequence[str]) -> Table:
     )
 
 
-def _row(run: RunContent, anchor: str) -> tuple[Cell, ...]:
-    before, after = unpruned_top1(run), final_top1(run)
+def _rows(run: RunContent, anchor: str) -> list[tuple[Cell, ...]]:
+    """A row; of an ensemble that is finished, one for each number of devices."""
+    if run.config.method.ensemble and run.compared:
+        return [_row(run, anchor, row, *_ensemble(row)) for row in run.compared]
     full, small = run.cost
-    latency = (run.report or {}).get("latency") or {}
+    return [_row(run, anchor, run.compared[0] if run.compared else None, full, small)]
+
+
+def _ensemble(row: ComparedRun) -> tuple[dict[str, float], dict[str, float]]:
+    """What unpruned and joined networks cost, of a row."""
+    small: dict[str, float] = {"macs": row.macs, "params": row.params, "channels": row.channels}
+    shares = {"macs": row.macs_share, "params": row.params_share, "channels": row.channels_share}
+    return {key: value / shares[key] for key, value in small.items()}, small
+
+
+def _row(
+    run: RunContent,
+    anchor: str,
+    compared: ComparedRun | None,
+    full: Mapping[str, float],
+    small: Mapping[str, float],
+) -> tuple[Cell, ...]:
+    before = unpruned_top1(run)
+    after = final_top1(run) if compared is None else compared.top1_after
+    variant = None if compared is None else compared.variant
 
     def count(key: str) -> Cell:
         return Shown(small[key], amount(small[key])) if small else None
@@ -99,7 +123,7 @@ def _row(run: RunContent, anchor: str) -> tuple[Cell, ...]:
     return (
         Link(run.name, anchor),
         "finished" if run.following is None else f"{run.following} is next",
-        run.config.method.name,
+        ", ".join(filter(None, (run.config.method.name, variant))),
         network_of(run.config),
         run.config.data.name,
         run.config.seed,
@@ -111,10 +135,10 @@ def _row(run: RunContent, anchor: str) -> tuple[Cell, ...]:
         count("params"),
         share("params"),
         share("channels"),
-        run.compared[0].remaining_weights if run.compared else None,
+        None if compared is None else compared.remaining_weights,
         small.get("size_mb"),
-        latency.get("pruned_ms"),
-        latency.get("speedup"),
+        run.latency.get("pruned_ms"),
+        run.latency.get("speedup"),
         sum(record.seconds for record in run.records.values()),
     )
 
@@ -135,4 +159,5 @@ def _differences(runs: Sequence[RunContent]) -> Table:
         "Options in which the runs differ; empty is the default, or of another method",
         columns,
         rows,
+        folded=len(rows) > _MANY,
     )

@@ -140,12 +140,11 @@ def _blocks(section: Section, prefix: str, drawn: Mapping[Picture, bytes]) -> It
 
 def _picture(picture: Picture, prefix: str, content: bytes) -> Html:
     image = inline_svg(content, f"{prefix}-{picture.name}", picture.alt)
-    return element(
-        "figure",
-        {"class": "broad"} if image.pixels > _BROAD else None,
-        element("figcaption", None, picture.caption),
-        _scroll(picture.caption, image.markup),
-    )
+    given = {"style": f"width: {image.pixels:.0f}px"}
+    if image.pixels > _BROAD:
+        given["class"] = "broad"
+    shown = _scroll(picture.caption, image.markup)
+    return element("figure", given, element("figcaption", None, picture.caption), shown)
 
 
 def _block(block: Block) -> Html:

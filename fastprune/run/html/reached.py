@@ -42,7 +42,7 @@ def opening(run: RunContent) -> tuple[Lines, ...]:
     lines = []
     if run.following is not None:
         lines.append(
-            f"this run is not finished: {run.following} is next. It goes on by: {run.command}"
+            f"This run is not finished: {run.following} is next. It goes on by: {run.command}"
         )
     if run.report is not None:
         lines += run.report["warnings"]
@@ -92,8 +92,7 @@ def _facts(run: RunContent) -> tuple[tuple[str, str, str], ...]:
     if small:
         part = f"{part_of_whole(small['size_mb'], full['size_mb'])} of {full['size_mb']:.2f} MB"
         rows.append(("size", f"{small['size_mb']:.2f} MB", part))
-    latency = None if run.report is None else run.report["latency"]
-    if latency is not None:
+    if latency := run.latency:
         speed = f"{latency['speedup']:.2f} times as fast; unpruned {latency['unpruned_ms']:.2f} ms"
         rows.append(
             (f"latency, batch {latency['batch_size']}", f"{latency['pruned_ms']:.2f} ms", speed)
@@ -139,8 +138,7 @@ def _cost(run: RunContent) -> Table:
         )
     if full:
         rows.append(("size, MB", full["size_mb"], small.get("size_mb"), ".3f"))
-    latency = None if run.report is None else run.report["latency"]
-    if latency is not None:
+    if latency := run.latency:
         threads = latency["threads"]
         where = f"{latency['device']}, {threads} thread{'' if threads == 1 else 's'}"
         label = f"latency, ms (batch {latency['batch_size']}, {where})"

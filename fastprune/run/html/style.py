@@ -38,7 +38,7 @@ th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-alig
 thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
 /* Unlike anywhere, break-word breaks a word only where it is longer than a cell may be. */
 th, td { max-width: 30rem; overflow-wrap: break-word; }
-.wide th, .wide td { max-width: 14rem; }
+.wide th, .wide td { min-width: 4.2rem; max-width: 14rem; }
 tbody th { font-weight: 500; }
 .number { text-align: right; white-space: nowrap; }
 thead .number { white-space: normal; }
@@ -71,13 +71,13 @@ footer { margin-top: 3rem; color: var(--soft); font-size: 0.85rem; }
   h2, h3, caption, figcaption { break-after: avoid; }
   figure, .facts div, tr, .warning { break-inside: avoid; }
   .figures { display: block; }
-  figure { display: inline-block; width: 49%; padding-right: 2%; vertical-align: top; }
-  figure.broad { width: auto; }
+  figure { display: inline-block; width: 49% !important; padding-right: 2%; vertical-align: top; }
+  figure.broad { width: 100% !important; }
   figure svg { min-width: 0 !important; max-height: 240mm; }
   .scroll { overflow: visible; }
   table { font-size: 8pt; }
   .wide { font-size: 6pt; }
-  .wide th, .wide td { padding: 0.15rem 0.25rem; }
+  .wide th, .wide td { min-width: 0; padding: 0.15rem 0.25rem; }
   .wide th:first-child { position: static; }
   th button::after { content: none !important; }
   nav, summary { display: none; }

@@ -67,8 +67,8 @@ def inline_svg(content: bytes, name: str, alt: str) -> Inlined:
     natural = float(root.attrib["viewBox"].split()[2]) * 96 / 72
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
-    size = f"min-width: {_NARROWEST * natural:.0f}px; max-width: {natural:.0f}px"
-    root.attrib.update({"role": "img", "aria-label": alt, "style": size})
+    least = f"min-width: {_NARROWEST * natural:.0f}px"
+    root.attrib.update({"role": "img", "aria-label": alt, "style": least})
     return Inlined(Html(ElementTree.tostring(root, encoding="unicode")), natural)
 
 
