@@ -89,7 +89,7 @@ def _body(page: Page, drawn: Mapping[Picture, bytes]) -> Iterator[Html]:
     yield element("h1", None, page.title)
     anchors = anchors_of([run.name for run in page.runs])
     yield _contents([run.name for run in page.runs], [f"run-{anchor}" for anchor in anchors])
-    parts = [*_sections(page.overview, "h3", "all", drawn)]
+    parts = [*_sections(page.overview, "h2", "all", drawn)]
     for run, anchor in zip(page.runs, anchors, strict=True):
         parts.append(
             element(

@@ -72,7 +72,10 @@ def write_report(
         ConfigError: none of them can be reported, for the reasons given; a file cannot be written.
         CheckpointError: the only run has a damaged line in a file.
     """
-    unique = list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
+    places: dict[Path, Path] = {}
+    for path in paths:
+        places.setdefault(path.resolve(), path)
+    unique = list(places.values())
     runs, notes = _read_all(unique)
     page = _page(runs)
     drawn: dict[Picture, Drawn] = {}
