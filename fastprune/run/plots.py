@@ -29,7 +29,9 @@ __all__ = [
     "plot_channels",
     "plot_search",
     "plot_training",
+    "png_of",
     "read_trials",
+    "svg_of",
     "text_of",
     "training_figure",
     "whole_ticks",
@@ -225,6 +227,21 @@ def new_figure(width: float, height: float) -> Figure:
 
 def write_figure(path: Path, figure: Figure) -> None:
     """The figure as a PNG file, written atomically."""
+    write_atomically(path, png_of(figure))
+
+
+def png_of(figure: Figure) -> bytes:
+    """The figure as PNG."""
     content = BytesIO()
     figure.savefig(content, format="png", dpi=120)
-    write_atomically(path, content.getvalue())
+    return content.getvalue()
+
+
+def svg_of(figure: Figure) -> bytes:
+    """The same bytes of the same figure; letters are letters, for readers and for searching."""
+    import matplotlib
+
+    content = BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "fastprune", "svg.fonttype": "none"}):
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    return content.getvalue()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastprune.files import write_atomically
 from fastprune.run.html.blocks import Page, Picture, Section, Table, plain
 from fastprune.run.html.page import anchors_of
+from fastprune.run.plots import png_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +43,7 @@ def write_files(page: Page, drawn: Mapping[Picture, Drawn], folder: Path) -> lis
                 contents = {"csv": _csv(block), "json": _json(block)}
             elif isinstance(block, Picture):
                 figure, svg = drawn[block]
-                contents = {"png": _png(figure), "svg": svg}
+                contents = {"png": png_of(figure), "svg": svg}
             else:
                 continue
             for kind, content in contents.items():
@@ -75,9 +76,3 @@ def _json(table: Table) -> bytes:
     content = {"caption": table.caption, "rows": rows}
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode(errors="backslashreplace")
-
-
-def _png(figure: Figure) -> bytes:
-    content = BytesIO()
-    figure.savefig(content, format="png", dpi=160)
-    return content.getvalue()

@@ -1,18 +1,14 @@
-"""matplotlib figures as SVG: files of their own, and parts of a page."""
+"""SVG files as parts of a page."""
 
 from __future__ import annotations
 
 import re
-from io import BytesIO
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 from fastprune.run.html.markup import Html
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["Inlined", "inline_svg", "svg_of"]
+__all__ = ["Inlined", "inline_svg"]
 
 _SVG = "http://www.w3.org/2000/svg"
 _LINK = "{http://www.w3.org/1999/xlink}href"
@@ -28,16 +24,6 @@ class Inlined(NamedTuple):
 
     markup: Html
     pixels: float
-
-
-def svg_of(figure: Figure) -> bytes:
-    """The same bytes of the same figure; letters are letters, for readers and for searching."""
-    import matplotlib
-
-    content = BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "fastprune", "svg.fonttype": "none"}):
-        figure.savefig(content, format="svg", metadata={"Date": None})
-    return content.getvalue()
 
 
 def inline_svg(content: bytes, name: str, alt: str) -> Inlined:

@@ -19,8 +19,8 @@ from fastprune.run.html.files import Drawn, write_files
 from fastprune.run.html.overview import overview
 from fastprune.run.html.page import anchors_of, render
 from fastprune.run.html.reached import reached
-from fastprune.run.html.svg import svg_of
 from fastprune.run.paths import PAGE, RunPaths
+from fastprune.run.plots import svg_of
 
 __all__ = ["Written", "write_report"]
 

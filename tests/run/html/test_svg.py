@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 from parsed import parse
 
-from fastprune.run.html.svg import inline_svg, svg_of
-from fastprune.run.plots import new_figure
+from fastprune.run.html.svg import inline_svg
+from fastprune.run.plots import new_figure, svg_of
 
 
 def drawn(label: str = "loss") -> bytes:
