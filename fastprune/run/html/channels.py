@@ -49,8 +49,8 @@ def _pictures(run: RunContent) -> list[Picture]:
         found.append(
             Picture(
                 "channels" if one else f"channels_{number}",
-                "Channels kept in every group" + ("" if one else f", part {number}"),
-                f"Bars of {len(part)} channel groups, unpruned and kept; least is kept of {low}, "
+                "Share of channels kept in every group" + ("" if one else f", part {number}"),
+                f"A bar for each of {len(part)} channel groups; least is kept of {low}, "
                 f"{kept[low]} of {full[low]}, most of {high}, {kept[high]} of {full[high]}.",
                 partial(figures.bars, {name: full[name] for name in part}, kept),
             )

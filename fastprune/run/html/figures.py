@@ -59,22 +59,21 @@ _LONGEST = 34
 
 
 def bars(full: Mapping[str, int], kept: Mapping[str, int]) -> Figure:
-    """A bar a group, whole and kept, with both numbers."""
+    """A bar a group with the share of its channels that is kept, and both numbers."""
+    # Shares, since groups of 12 and of 300 channels stand side by side in one network.
     names = list(full)
-    figure = new_figure(_WIDTH, 0.22 * len(names) + 0.9)
+    figure = new_figure(_WIDTH, 0.22 * len(names) + 0.6)
     axes = figure.subplots()
     places = range(len(names))
-    whole, left = list(full.values()), [kept.get(name, full[name]) for name in names]
-    axes.barh(places, whole, color="0.85", label="unpruned")
-    axes.barh(places, left, color="tab:blue", label="kept")
-    most = max(whole)
-    for place, (of, have) in enumerate(zip(whole, left, strict=True)):
-        axes.text(of + 0.015 * most, place, f"{have} of {of}", va="center", fontsize=8)
+    axes.barh(places, [100] * len(names), color="0.88")
+    axes.barh(places, [100 * kept[name] / full[name] for name in names], color="tab:blue")
+    for place, name in enumerate(names):
+        axes.text(102, place, f"{kept[name]} of {full[name]}", va="center", fontsize=8)
     axes.set_yticks(places, [text_of(shortened(name)) for name in names], fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(0, 1.22 * most)
-    axes.set_xlabel("channels")
-    _legend(figure, axes, 2)
+    axes.set_xlim(0, 128)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("channels kept, %", loc="left")
     return figure
 
 
@@ -154,7 +153,7 @@ def _over_epochs(axes: Axes, label: str) -> None:
 def trainings_of(trainings: Mapping[str, Sequence[Epoch]]) -> Figure:
     """Loss, accuracy and learning rate over the epochs of all trainings, one after the other."""
     total = sum(map(len, trainings.values()))
-    return training_figure(trainings, min(10.0, max(_WIDTH + 1, 0.06 * total)))
+    return training_figure(trainings, min(10.0, max(_WIDTH, 0.06 * total)))
 
 
 def fused(fusions: Sequence[Mapping[str, Any]], baseline: float) -> Figure:

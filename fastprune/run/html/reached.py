@@ -90,8 +90,9 @@ def _facts(run: RunContent) -> tuple[tuple[str, str, str], ...]:
         elif full:
             rows.append((f"{label}, unpruned", amount(full[key]), "nothing pruned yet"))
     if small:
-        part = f"{part_of_whole(small['size_mb'], full['size_mb'])} of {full['size_mb']:.2f} MB"
-        rows.append(("size", f"{small['size_mb']:.2f} MB", part))
+        size, before_it = small["size_mb"], full["size_mb"]
+        part = f"{part_of_whole(size, before_it)} of {amount(1e6 * before_it)}B"
+        rows.append(("size", f"{amount(1e6 * size)}B", part))
     if latency := run.latency:
         speed = f"{latency['speedup']:.2f} times as fast; unpruned {latency['unpruned_ms']:.2f} ms"
         rows.append(

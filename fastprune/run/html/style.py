@@ -68,7 +68,8 @@ footer { margin-top: 3rem; color: var(--soft); font-size: 0.85rem; }
   @page { margin: 15mm; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   .run { break-before: page; }
-  h2, h3, caption, figcaption { break-after: avoid; }
+  h2, h3, caption, figcaption, thead { break-after: avoid; }
+  tbody tr:first-child { break-before: avoid; }
   figure, .facts div, tr, .warning { break-inside: avoid; }
   .figures { display: block; }
   figure { display: inline-block; width: 49% !important; padding-right: 2%; vertical-align: top; }
