@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import accumulate
@@ -244,4 +245,5 @@ def svg_of(figure: Figure) -> bytes:
     content = BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "fastprune", "svg.fonttype": "none"}):
         figure.savefig(content, format="svg", metadata={"Date": None})
-    return content.getvalue()
+    # XML has no way to write these, and a class or a layer may be called so.
+    return re.sub(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\ufffd".encode(), content.getvalue())

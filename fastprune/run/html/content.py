@@ -152,6 +152,7 @@ def read_run(path: Path) -> RunContent:
     plan = plan_of(paths) if "plan" in records else None
     trials = file_of_plan(paths.trials, paths, plan)
     whole = trials is not None and count_trials(trials) > 0
+    report, compared = _finished(paths, records) if finished else (None, ())
     grouping, similarity = _grouping(paths) if "group" in records else (None, None)
     found = RunContent(
         name=printable(path.name or path.resolve().name),
@@ -160,8 +161,8 @@ def read_run(path: Path) -> RunContent:
         environment=_plain(paths.environment),
         records=records,
         following=None if finished else stages[len(records)],
-        report=standing_report(paths, records) if finished else None,
-        compared=tuple(read_finished(path)[0]) if finished else (),
+        report=report,
+        compared=compared,
         graph=result_of(paths, "baseline", paths.graph) if "baseline" in records else None,
         plan=plan,
         trainings=read_trainings(paths),
@@ -176,6 +177,25 @@ def read_run(path: Path) -> RunContent:
     if not (found.records or found.trainings):
         raise ConfigError(f"{path}: holds nothing to report yet, not one epoch of a training")
     return found
+
+
+_NEEDED = ("command", "normalization", "pipelines", "warnings")
+"""What sections take from any report, beside what comparing runs does."""
+
+
+def _finished(
+    paths: RunPaths, records: Mapping[str, StageRecord]
+) -> tuple[dict[str, Any], tuple[ComparedRun, ...]]:
+    """The report, and the run's rows of a comparison."""
+    report = standing_report(paths, records)
+    try:
+        for name in _NEEDED if "fuse" in records else (*_NEEDED, "narrowest"):
+            report[name]
+        return report, tuple(read_finished(paths.path)[0])
+    except KeyError as error:
+        raise ConfigError(
+            f"{paths.report}: of another version of fastprune: it has no {error}"
+        ) from None
 
 
 def _grouping(paths: RunPaths) -> tuple[Grouping, npt.NDArray[np.float64]]:

@@ -54,7 +54,8 @@ def inline_svg(content: bytes, name: str, alt: str) -> Inlined:
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
     least = f"min-width: {_NARROWEST * natural:.0f}px"
-    root.attrib.update({"role": "img", "aria-label": alt, "style": least})
+    label = alt.encode(errors="backslashreplace").decode()
+    root.attrib.update({"role": "img", "aria-label": label, "style": least})
     return Inlined(Html(ElementTree.tostring(root, encoding="unicode")), natural)
 
 

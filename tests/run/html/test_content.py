@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastprune.errors import CheckpointError, ConfigError
+from fastprune.files import sha256_of
 from fastprune.run.html.content import read_run
 from fastprune.run.paths import RunPaths
 
@@ -96,6 +97,28 @@ def test_what_is_damaged_is_named(
 
     with pytest.raises((ConfigError, CheckpointError), match=expected):
         read_run(path)
+
+
+@pytest.mark.parametrize("missing", ["narrowest", "budget", "cost"])
+def test_a_report_of_another_version_is_said_to_be_one(
+    finished: Path, tmp_path: Path, missing: str
+) -> None:
+    paths = RunPaths(copied(finished / "gradual", tmp_path / "run"))
+    report = json.loads(paths.report.read_text())
+    del report[missing]
+    paths.report.write_text(json.dumps(report))
+    record = json.loads(paths.record_file("report").read_text())
+    record["files"][paths.report.name] = sha256_of(paths.report)
+    paths.record_file("report").write_text(json.dumps(record))
+
+    if missing == "budget":
+        # Which sections take from the stage that found it.
+        assert read_run(paths.path).report == report
+        return
+    with pytest.raises(
+        ConfigError, match=f"of another version of fastprune: it has no '{missing}"
+    ):
+        read_run(paths.path)
 
 
 def test_what_is_for_people_alone_may_be_missing(finished: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
+import pytest
 from parsed import parse
 
 from fastprune.run.html.svg import inline_svg
@@ -23,6 +24,14 @@ def test_one_figure_gives_the_same_bytes_and_its_letters() -> None:
     assert drawn() == drawn()
     assert ElementTree.fromstring(drawn("ι & <b>")).tag.endswith("svg")
     assert "ι &amp; &lt;b&gt;" in drawn("ι & <b>").decode()
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_what_xml_cannot_hold_is_replaced() -> None:
+    inlined = inline_svg(drawn("a\x01b"), "one", b"c\xff".decode(errors="surrogateescape"))
+
+    assert "a\ufffdb" in [node.text for node in parse(inlined.markup).all("text")]
+    assert "c\\udcff" in inlined.markup
 
 
 def test_two_figures_on_a_page_share_no_name_and_find_their_own() -> None:
