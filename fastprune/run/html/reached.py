@@ -148,7 +148,7 @@ def _cost(run: RunContent) -> Table:
         Column("metric", "metric"),
         Column("unpruned", "unpruned", ","),
         Column("pruned", "pruned", ","),
-        Column("kept", "pruned / unpruned", ".1%"),
+        Column("kept", "kept", ".1%"),
     )
     shown = tuple(
         (

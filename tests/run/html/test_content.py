@@ -99,7 +99,7 @@ def test_what_is_damaged_is_named(
         read_run(path)
 
 
-@pytest.mark.parametrize("missing", ["narrowest", "budget", "cost"])
+@pytest.mark.parametrize("missing", ["narrowest", "cost"])
 def test_a_report_of_another_version_is_said_to_be_one(
     finished: Path, tmp_path: Path, missing: str
 ) -> None:
@@ -111,10 +111,6 @@ def test_a_report_of_another_version_is_said_to_be_one(
     record["files"][paths.report.name] = sha256_of(paths.report)
     paths.record_file("report").write_text(json.dumps(record))
 
-    if missing == "budget":
-        # Which sections take from the stage that found it.
-        assert read_run(paths.path).report == report
-        return
     with pytest.raises(
         ConfigError, match=f"of another version of fastprune: it has no '{missing}"
     ):
