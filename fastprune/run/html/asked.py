@@ -92,6 +92,8 @@ def _environment(run: RunContent) -> Iterator[tuple[str, Any]]:
     if latency := run.latency:
         yield "latency measured on", latency["device"]
         yield "its threads", latency["threads"]
+        if "mode" in latency:
+            yield "its mode", latency["mode"]
     kinds = run.report["pipelines"]
     yield "input pipelines", ", ".join(f"{part}: {kind}" for part, kind in kinds.items())
     shown = run.report["normalization"]

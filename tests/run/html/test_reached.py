@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from fastprune.run.html.blocks import Table
+from fastprune.run.html.content import read_run
 from fastprune.run.html.figures import shortened
-from fastprune.run.html.reached import amount, part_of_whole
+from fastprune.run.html.reached import amount, part_of_whole, reached
 
 
 @pytest.mark.parametrize(
@@ -24,6 +29,28 @@ from fastprune.run.html.reached import amount, part_of_whole
 )
 def test_counts_are_read_in_three_figures(value: float, expected: str) -> None:
     assert amount(value) == expected
+
+
+def test_a_latency_is_met_as_nearly_as_it_can_be_measured(finished: Path) -> None:
+    run = read_run(finished / "gradual")
+    lines = [
+        {"metric": "macs", "limit": 1000.5, "reached": 1001},
+        {"metric": "params", "limit": 1000.5, "reached": 1000},
+        {"metric": "latency_ms", "limit": 5.06, "reached": 5.18},
+    ]
+
+    def met(held: bool) -> list[str]:
+        found = {"prune": {"budget": lines}, "plan": {"notes": {"latency": {"held": held}}}}
+        records = {
+            name: replace(record, results=record.results | found.get(name, {}))
+            for name, record in run.records.items()
+        }
+        tables = reached(replace(run, records=records)).blocks
+        (table,) = (t for t in tables if isinstance(t, Table) and t.name == "budget")
+        return [str(row[3]) for row in table.rows]
+
+    assert met(True) == ["no", "yes", "as nearly as can be measured"]
+    assert met(False) == ["no", "yes", "no"]
 
 
 def test_parts_of_a_whole_and_of_nothing() -> None:
