@@ -518,6 +518,24 @@ def test_compare_prints_a_table_and_writes_its_files_here(
     assert found == json.loads((tmp_path / "deep/er/comparison.json").read_text())
 
 
+def test_report_prints_the_files_that_it_writes(finished: Path, tmp_path: Path) -> None:
+    page, files = tmp_path / "deep/r.html", tmp_path / "files"
+    code, out, err = call("report", finished, "--out", page, "--files", files)
+
+    assert (code, err) == (0, "")
+    printed = [Path(line) for line in out.splitlines()]
+    assert printed[0] == page
+    assert set(printed) == {file for file in tmp_path.rglob("*") if file.is_file()}
+    assert {"cost.csv", "cost.json", "channels.png", "channels.svg"} <= {f.name for f in printed}
+
+
+def test_report_refuses_what_is_no_run(tmp_path: Path) -> None:
+    err = refusal("report", tmp_path)
+
+    assert err == f"fastprune: error: {tmp_path}: not a run directory: it holds no config.yaml\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_compare_refuses_where_no_run_is_left_in_a_line_each(tmp_path: Path) -> None:
     err = refusal("compare", tmp_path, tmp_path / "none", "--out", tmp_path / "out")
 

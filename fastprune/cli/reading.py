@@ -1,4 +1,4 @@
-"""Commands that read what runs left: ``compare``, ``plot`` and ``group``."""
+"""Commands that read what runs left: ``compare``, ``report``, ``plot`` and ``group``."""
 
 from __future__ import annotations
 
@@ -38,6 +38,39 @@ def compare(
         print_json(found.to_dict())
     else:
         print_comparison(found)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN…", help="Run directories; a run need not be finished."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="The page; by default RUN/report.html, of several runs ./report.html.",
+        ),
+    ] = None,
+    files: Annotated[
+        Path | None,
+        typer.Option(
+            "--files",
+            metavar="DIR",
+            help="Every figure as PNG and SVG and every table as CSV and JSON, too.",
+        ),
+    ] = None,
+) -> None:
+    """Write what runs reached as one HTML page that needs no network and nothing beside it."""
+    from fastprune.run.html.write import write_report
+
+    written = write_report(runs, out, files)
+    for line in written.notes:
+        print(f"fastprune: {line}", file=sys.stderr)
+    for file in (written.page, *written.files):
+        print(file)
 
 
 @app.command()

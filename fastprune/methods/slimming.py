@@ -26,6 +26,7 @@ from fastprune.methods import (
     PruneOptions,
     registry,
 )
+from fastprune.methods._scales import SCALES, ScaleLog
 from fastprune.methods._solving import plan_of
 from fastprune.nn import SparsityPenalty
 from fastprune.options import expecting
@@ -218,6 +219,7 @@ def _sparse(context: MethodContext, options: SlimmingOptions) -> nn.Module:
         if not _norms(model):
             check_scales(model)
         penalty = SparsityPenalty(model, options.strength)
+        log = ScaleLog(context.directory / SCALES, options.strength, lambda: _all_scales(model))
         subgradient = options.penalty == "subgradient"
         folder = context.directory / "sparse"
         folder.mkdir(exist_ok=True)
@@ -230,6 +232,7 @@ def _sparse(context: MethodContext, options: SlimmingOptions) -> nn.Module:
             device=context.device,
             after_backward=penalty if subgradient else None,
             after_step=None if subgradient else penalty.proximal,
+            after_epoch=log.after_epoch,
             progress=context.progress,
             name="sparse training",
             field="method.train",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from io import StringIO
@@ -17,26 +15,28 @@ from rich.table import Table
 
 from fastprune.config import RunConfig
 from fastprune.errors import CheckpointError, ConfigError
-from fastprune.files import sha256_of, write_atomically, write_json
+from fastprune.files import write_atomically, write_json
 from fastprune.methods._states import StateRecord, read_states
 from fastprune.run.comparison_plot import plot_comparison
-from fastprune.run.directory import (
-    ENSEMBLE_STAGES,
-    STAGES,
-    StageRecord,
-    saved_config,
-    stage_key,
-    stored_record,
-)
+from fastprune.run.directory import StageRecord, saved_config
 from fastprune.run.paths import RunPaths, check_run_directory
+from fastprune.run.standing import goes_on_by, stages_of, standing_records, standing_report
 
-__all__ = ["COLUMNS", "ComparedRun", "Comparison", "StatePoint", "compare", "print_comparison"]
+__all__ = [
+    "COLUMNS",
+    "ComparedRun",
+    "Comparison",
+    "StatePoint",
+    "compare",
+    "names_apart",
+    "network_of",
+    "print_comparison",
+    "printable",
+    "read_finished",
+]
 
 _VARIANTS = ("variant", "criterion")
 """Notes of a method that say which of its kinds it was."""
-
-_MEASURED = {"pruned": "prune", "finetuned": "finetune"}
-"""Accuracies of a report, and the stages that measured them."""
 
 _WIDEST = 10_000
 _WORDS = ("run", "method", "network", "dataset")
@@ -135,7 +135,7 @@ def compare(paths: Sequence[Path], out: Path) -> Comparison:
             continue
         seen.add(path.resolve())
         try:
-            rows, said = _read(path)
+            rows, said = read_finished(path)
         except ConfigError as error:
             left_out.append(error.problems[0])
         except KeyError as error:
@@ -216,7 +216,7 @@ def _figure(value: float | None, how: str) -> str | None:
     return None if value is None else format(value, how)
 
 
-def _read(path: Path) -> tuple[list[ComparedRun], list[str]]:
+def read_finished(path: Path) -> tuple[list[ComparedRun], list[str]]:
     """A run's row, of an ensemble one for each number of devices, and what is to be said of it.
 
     Raises:
@@ -224,9 +224,7 @@ def _read(path: Path) -> tuple[list[ComparedRun], list[str]]:
     """
     check_run_directory(path)
     config, paths = saved_config(path), RunPaths(path)
-    records = _records(path, ENSEMBLE_STAGES if config.method.ensemble else STAGES)
-    _check_report(paths, records)
-    report = json.loads(paths.report.read_text(encoding="utf-8"))
+    report = standing_report(paths, _records(paths, stages_of(config)))
     if config.method.ensemble:
         return _fused_rows(path, config, report), []
     cost, kept, accuracy = report["cost"]["pruned"], report["cost"]["kept"], report["accuracy"]
@@ -237,10 +235,10 @@ def _read(path: Path) -> tuple[list[ComparedRun], list[str]]:
     points = tuple(_point(state, full) for state in states)
     variant = next((report["notes"][name] for name in _VARIANTS if name in report["notes"]), None)
     row = ComparedRun(
-        name=_printable(path.name or path.resolve().name),
+        name=printable(path.name or path.resolve().name),
         method=report["method"],
         variant=variant,
-        network=_network(config),
+        network=network_of(config),
         dataset=report["dataset"],
         seed=report["seed"],
         top1_before=None if before is None else before["top1"],
@@ -254,13 +252,14 @@ def _read(path: Path) -> tuple[list[ComparedRun], list[str]]:
         remaining_weights=points[-1].remaining_weights if points else None,
         states=len(points) or None,
         seconds=round(sum(report["seconds"].values()), 3),
-        path=_printable(str(path)),
+        path=printable(str(path)),
         by_state=points,
     )
     return [row], notes
 
 
-def _network(config: RunConfig) -> str:
+def network_of(config: RunConfig) -> str:
+    """A network and its options, in words."""
     options = ", ".join(f"{key}={value}" for key, value in config.model.options.items())
     return config.model.name + (f" ({options})" if options else "")
 
@@ -277,10 +276,10 @@ def _fused_rows(path: Path, config: RunConfig, report: dict[str, Any]) -> list[C
         shares = {name: round(value / full[name], 6) for name, value in cost.items()}
         rows.append(
             ComparedRun(
-                name=_printable(path.name or path.resolve().name),
+                name=printable(path.name or path.resolve().name),
                 method=report["method"],
                 variant=f"{fusion['devices']} devices",
-                network=_network(config),
+                network=network_of(config),
                 dataset=report["dataset"],
                 seed=report["seed"],
                 top1_before=report["accuracy"]["baseline"]["top1"],
@@ -294,50 +293,24 @@ def _fused_rows(path: Path, config: RunConfig, report: dict[str, Any]) -> list[C
                 remaining_weights=None,
                 states=None,
                 seconds=round(sum(report["seconds"].values()), 3),
-                path=_printable(str(path)),
+                path=printable(str(path)),
                 by_state=(),
             )
         )
     return rows
 
 
-def _records(path: Path, stages: Sequence[str]) -> dict[str, StageRecord]:
+def _records(paths: RunPaths, stages: Sequence[str]) -> dict[str, StageRecord]:
     """What each stage left.
 
     Raises:
         ConfigError: one is missing, or made from what another has replaced since.
     """
-    paths = RunPaths(path)
-    records: dict[str, StageRecord] = {}
-    for stage in stages:
-        record = stored_record(paths.record_file(stage))
-        inputs = {"prune": ("plan",), "finetune": ("prune", "plan")}.get(stage)
-        if record is not None and inputs is not None:
-            key = stage_key(stage, [records[name].digest for name in inputs])
-            record = record if record.inputs == key else None
-        if record is None:
-            again = shlex.join(["fastprune", "run", f"{path}/config.yaml", "--out", str(path)])
-            raise ConfigError(f"{path}: not finished, {stage} is next; it goes on by: {again}")
-        records[stage] = record
+    records = standing_records(paths, stages)
+    if len(records) < len(stages):
+        stage, again = stages[len(records)], goes_on_by(paths)
+        raise ConfigError(f"{paths.path}: not finished, {stage} is next; it goes on by: {again}")
     return records
-
-
-def _check_report(paths: RunPaths, records: dict[str, StageRecord]) -> None:
-    """Raises ConfigError if the report is not the one the run wrote last."""
-    file = paths.report
-    if not file.is_file() or sha256_of(file) != records["report"].files.get(file.name):
-        raise ConfigError(f"{file}: damaged, or of another run; the run's command writes it again")
-    said = json.loads(file.read_text(encoding="utf-8"))
-    if "fuse" in records:
-        found = records["fuse"].results["fusions"].values()
-        same = [each["test"] for each in said["fusions"]] == [each["test"] for each in found]
-    else:
-        same = all(
-            said["accuracy"][name] == records[stage].results.get("metrics")
-            for name, stage in _MEASURED.items()
-        )
-    if not same:
-        raise ConfigError(f"{file}: of an earlier plan; the run's command writes it again")
 
 
 def _states(paths: RunPaths) -> tuple[tuple[StateRecord, ...], list[str]]:
@@ -365,13 +338,7 @@ def _point(state: StateRecord, full: dict[str, int]) -> StatePoint:
 def _told_apart(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun], list[str]]:
     """The runs with names of their own: those that share one get the folders it lies in."""
     names_of = {run.path: run.name for run in runs}
-    names = list(names_of.values())
-    parts = [Path(path).resolve().parts for path in names_of]
-    for depth in range(2, max(map(len, parts)) + 1):
-        names = [
-            name if names.count(name) == 1 else _printable("/".join(part[-depth:]))
-            for name, part in zip(names, parts, strict=True)
-        ]
+    names = names_apart(list(names_of.values()), [Path(path) for path in names_of])
     own = dict(zip(names_of, names, strict=True))
     shared = sorted({run.name for run in runs if run.name != own[run.path]})
     notes = [
@@ -379,6 +346,18 @@ def _told_apart(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun], list[st
         for name in shared
     ]
     return [replace(run, name=own[run.path]) for run in runs], notes
+
+
+def names_apart(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """Names of runs; of those that share one, with as many folders as tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    found = list(names)
+    for depth in range(2, max(map(len, parts)) + 1):
+        found = [
+            name if found.count(name) == 1 else printable("/".join(part[-depth:]))
+            for name, part in zip(found, parts, strict=True)
+        ]
+    return found
 
 
 def _mixed(runs: Sequence[ComparedRun]) -> list[str]:
@@ -400,7 +379,7 @@ def _csv(runs: Sequence[ComparedRun]) -> bytes:
     return text.getvalue().encode()
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A file's name in Unicode; odd bytes and control characters as Python escapes them."""
     plain = name.encode(errors="backslashreplace").decode()
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in plain)

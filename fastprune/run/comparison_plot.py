@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from fastprune.run.compare import ComparedRun
 
-__all__ = ["plot_comparison"]
+__all__ = ["draw_runs", "plot_comparison"]
 
 _MARKERS = "osD^vPX*"
 
@@ -33,19 +33,11 @@ def plot_comparison(path: Path, runs: Sequence[ComparedRun]) -> None:
     figure = new_figure(15 if ticket else 10.5, 4.2 + 0.22 * rows)
     panels = figure.subplots(1, 3 if ticket else 2, sharey=True)
     # A legend beneath, since points may lie anywhere.
-    _draw(panels[0], runs, "macs_share")
-    _draw(panels[1], runs, "params_share")
-    panels[0].set_xlabel("MACs, % of the unpruned network's")
-    panels[1].set_xlabel("parameters, % of the unpruned network's")
+    draw_runs(panels[0], runs, "macs_share")
+    draw_runs(panels[1], runs, "params_share")
     panels[0].set_ylabel("test top-1, %")
     if ticket:
-        _draw(panels[2], runs, "remaining_weights")
-        panels[2].set_xscale("log")
-        percent_ticks(panels[2].xaxis)
-        panels[2].set_xlabel("prunable weights left, %")
-    for axes in panels:
-        axes.grid(color="0.9", linewidth=0.6)
-        axes.set_axisbelow(True)
+        draw_runs(panels[2], runs, "remaining_weights")
     handles, labels = panels[0].get_legend_handles_labels()
     if any(run.top1_before is not None for run in runs):
         handles += panels[0].plot([], [], "o", markeredgecolor="0.3", markerfacecolor="none")
@@ -54,7 +46,21 @@ def plot_comparison(path: Path, runs: Sequence[ComparedRun]) -> None:
     write_figure(path, figure)
 
 
-def _draw(axes: Axes, runs: Sequence[ComparedRun], share: str) -> None:
+_SHARES = {
+    "macs_share": "MACs, % of the unpruned network's",
+    "params_share": "parameters, % of the unpruned network's",
+    "remaining_weights": "prunable weights left, %",
+}
+
+
+def draw_runs(axes: Axes, runs: Sequence[ComparedRun], share: str) -> None:
+    """Test accuracy of runs against a share: macs_share, params_share or remaining_weights."""
+    axes.set_xlabel(_SHARES[share])
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    if share == "remaining_weights":
+        axes.set_xscale("log")
+        percent_ticks(axes.xaxis)
     for number, run in enumerate(runs):
         color, marker = COLORS[number % len(COLORS)], _MARKERS[number % len(_MARKERS)]
         where = getattr(run, share)

@@ -134,6 +134,7 @@ class RunDirectory(RunPaths):
         if saved_config(self.path).method.ensemble != config.method.ensemble:
             _clear(self.path, {*_BEFORE_METHOD, f"{RECORDS}/baseline.json", f"{WORK}/baseline"})
         self.record_file("plan").unlink(missing_ok=True)
+        self.page.unlink(missing_ok=True)
         shutil.rmtree(self.work_folder("plan"), ignore_errors=True)
         _write_config(self.path, config)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -14,7 +14,17 @@ from fastprune.run.directory import StageRecord
 from fastprune.run.plots import COLORS, new_figure, write_figure
 from fastprune.run.report import left_out, row_console, share, steady_warning
 
-__all__ = ["build_ensemble_report", "plot_devices", "print_ensemble_report"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "build_ensemble_report",
+    "draw_fused",
+    "draw_times",
+    "part_of",
+    "plot_devices",
+    "print_ensemble_report",
+]
 
 _SHOWN = 12
 """Classes of an expert that a table names."""
@@ -153,28 +163,44 @@ def plot_devices(path: Path, report: Mapping[str, Any]) -> None:
         path: of the PNG file.
         report: as `build_ensemble_report` makes it.
     """
-    fusions = report["fusions"]
-    counts = [fusion["devices"] for fusion in fusions]
     figure = new_figure(9, 3.6)
     left, right = figure.subplots(1, 2)
-    marks = {"marker": "o", "linewidth": 1.2}
-    left.plot(
-        counts, [f["test"]["top1"] for f in fusions], color=COLORS[0], label="fused", **marks
-    )
-    left.axhline(
-        report["accuracy"]["baseline"]["top1"], color="0.3", linestyle="dashed", label="baseline"
-    )
-    left.set_ylabel("test top-1, %")
-    for number, part in enumerate(("unpruned", "slowest expert", "slowest + head", "whole")):
-        times = [part_of(fusion["latency"], part)["image_ms"] for fusion in fusions]
-        right.plot(counts, times, color=COLORS[number], label=part, **marks)
-    batch = part_of(fusions[0]["latency"], "unpruned")["batch"]
-    right.set_ylabel(f"milliseconds an image, {batch} at a time")
-    right.set_ylim(bottom=0)
+    draw_fused(left, report["fusions"], report["accuracy"]["baseline"]["top1"])
+    draw_times(right, report["fusions"])
     for axes in (left, right):
-        axes.set_xlabel("devices")
-        axes.set_xticks(counts)
-        axes.grid(color="0.9", linewidth=0.6)
-        axes.set_axisbelow(True)
         axes.legend(fontsize=8)
     write_figure(path, figure)
+
+
+def draw_fused(axes: Axes, fusions: Sequence[Mapping[str, Any]], baseline: float) -> None:
+    """Accuracy of the fused networks over the number of devices, beside the baseline's."""
+    found = [fusion["test"]["top1"] for fusion in fusions]
+    _over_devices(axes, fusions)
+    axes.plot(_counts(fusions), found, color=COLORS[0], label="fused", **_MARKS)
+    axes.axhline(baseline, color="0.3", linestyle="dashed", label="baseline")
+    axes.set_ylabel("test top-1, %")
+
+
+def draw_times(axes: Axes, fusions: Sequence[Mapping[str, Any]]) -> None:
+    """Milliseconds an image over the number of devices, of the parts of split inference."""
+    _over_devices(axes, fusions)
+    for number, part in enumerate(("unpruned", "slowest expert", "slowest + head", "whole")):
+        times = [part_of(fusion["latency"], part)["image_ms"] for fusion in fusions]
+        axes.plot(_counts(fusions), times, color=COLORS[number], label=part, **_MARKS)
+    batch = part_of(fusions[0]["latency"], "unpruned")["batch"]
+    axes.set_ylabel(f"milliseconds an image, {batch} at a time")
+    axes.set_ylim(bottom=0)
+
+
+_MARKS: dict[str, Any] = {"marker": "o", "linewidth": 1.2}
+
+
+def _counts(fusions: Sequence[Mapping[str, Any]]) -> list[int]:
+    return [fusion["devices"] for fusion in fusions]
+
+
+def _over_devices(axes: Axes, fusions: Sequence[Mapping[str, Any]]) -> None:
+    axes.set_xlabel("devices")
+    axes.set_xticks(_counts(fusions))
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)

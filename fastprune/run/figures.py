@@ -23,7 +23,17 @@ from fastprune.run.plots import plot_channels, plot_search, plot_training
 from fastprune.run.state_plots import plot_penalty, plot_state_channels, plot_states
 from fastprune.run.trainings import read_trainings
 
-__all__ = ["Drawing", "draw_run", "state_drawings"]
+__all__ = [
+    "Drawing",
+    "count_trials",
+    "draw_run",
+    "file_of_plan",
+    "plan_of",
+    "result_of",
+    "standing_file",
+    "state_drawings",
+    "states_of",
+]
 
 Drawing = tuple[Path, Callable[[Path], None]]
 """A file, and what draws it."""
@@ -49,12 +59,12 @@ def draw_run(path: Path, out: Path | None = None) -> list[Path]:
     check_run_directory(path)
     run, folder = RunPaths(path), RunPaths(path if out is None else out)
     # All is read before anything is drawn.
-    trainings, full, plan = read_trainings(run), _groups(run), _plan(run)
-    trials, records = _of_plan(run.trials, run, plan), _states(run, plan)
+    trainings, full, plan = read_trainings(run), groups_of(run), plan_of(run)
+    trials, records = file_of_plan(run.trials, run, plan), states_of(run, plan)
     drawings: list[Drawing] = []
     if trainings:
         drawings.append((folder.training_plot, lambda file: plot_training(file, trainings)))
-    if trials is not None and _count_trials(trials):
+    if trials is not None and count_trials(trials):
         drawings.append((folder.search_plot, lambda file: plot_search(file, trials)))
     if plan is not None:
         widths = plan.widths()
@@ -98,8 +108,8 @@ def _ensemble_drawings(run: RunPaths, folder: RunPaths) -> list[Drawing]:
     """Of a run of several joined networks; none of another."""
     drawings: list[Drawing] = []
     stored, similarity = (
-        _result(run, "group", run.grouping),
-        _standing(run, "group", run.similarity),
+        result_of(run, "group", run.grouping),
+        standing_file(run, "group", run.similarity),
     )
     if stored is not None and similarity is not None:
         grouping, matrix = Grouping.from_json(stored), np.load(similarity)
@@ -107,35 +117,35 @@ def _ensemble_drawings(run: RunPaths, folder: RunPaths) -> list[Drawing]:
             (folder.similarity_plot, lambda file: plot_similarity(file, matrix, grouping)),
             (folder.dendrogram, lambda file: plot_dendrogram(file, grouping)),
         ]
-        report = _result(run, "report", run.report)
+        report = result_of(run, "report", run.report)
         if report is not None:
             drawings.append((folder.devices_plot, lambda file: plot_devices(file, report)))
     return drawings
 
 
-def _groups(run: RunPaths) -> dict[str, int]:
+def groups_of(run: RunPaths) -> dict[str, int]:
     """Channels of the unpruned network's groups; none before the baseline is done."""
-    facts = _result(run, "baseline", run.graph)
+    facts = result_of(run, "baseline", run.graph)
     return {} if facts is None else {group["name"]: group["channels"] for group in facts["groups"]}
 
 
-def _plan(run: RunPaths) -> PruningPlan | None:
+def plan_of(run: RunPaths) -> PruningPlan | None:
     """The plan, once it is made."""
-    plan = _result(run, "plan", run.plan)
+    plan = result_of(run, "plan", run.plan)
     return None if plan is None else PruningPlan.from_json(plan)
 
 
-def _result(run: RunPaths, stage: str, file: Path) -> Any:
+def result_of(run: RunPaths, stage: str, file: Path) -> Any:
     """The content of a stage's JSON file; None before the stage is done.
 
     Raises:
         ConfigError: it is not what the stage wrote.
     """
-    standing = _standing(run, stage, file)
+    standing = standing_file(run, stage, file)
     return None if standing is None else json.loads(standing.read_text(encoding="utf-8"))
 
 
-def _standing(run: RunPaths, stage: str, file: Path) -> Path | None:
+def standing_file(run: RunPaths, stage: str, file: Path) -> Path | None:
     """A stage's file; None before the stage is done.
 
     Raises:
@@ -149,19 +159,19 @@ def _standing(run: RunPaths, stage: str, file: Path) -> Path | None:
     return file
 
 
-def _of_plan(file: Path, run: RunPaths, plan: PruningPlan | None) -> Path | None:
+def file_of_plan(file: Path, run: RunPaths, plan: PruningPlan | None) -> Path | None:
     """A method's file: its own, and beside the results once there is a plan; None for neither."""
     own = run.work_folder("plan") / file.name
     places = (own,) if plan is None else (file, own)
     return next((place for place in places if place.is_file()), None)
 
 
-def _states(run: RunPaths, plan: PruningPlan | None) -> tuple[StateRecord, ...]:
-    file = _of_plan(run.states, run, plan)
+def states_of(run: RunPaths, plan: PruningPlan | None) -> tuple[StateRecord, ...]:
+    file = file_of_plan(run.states, run, plan)
     return () if file is None else read_states(file)
 
 
-def _count_trials(file: Path) -> int:
+def count_trials(file: Path) -> int:
     """How many trials a file has.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,10 @@ import numpy.typing as npt
 from fastprune.methods._grouping import Grouping
 from fastprune.run.plots import COLORS, new_figure, text_of, write_figure
 
-__all__ = ["plot_dendrogram", "plot_similarity"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["dendrogram_figure", "plot_dendrogram", "plot_similarity", "similarity_figure"]
 
 _LABELS = 100
 """Of so many classes every name is written; of more, as many as go side by side."""
@@ -27,6 +31,11 @@ def plot_similarity(path: Path, matrix: npt.NDArray[np.float64], grouping: Group
         matrix: ``[K, K]`` similarities, -1 to 1, in the order of the labels.
         grouping: the groups that were made from them.
     """
+    write_figure(path, similarity_figure(matrix, grouping))
+
+
+def similarity_figure(matrix: npt.NDArray[np.float64], grouping: Grouping) -> Figure:
+    """What `plot_similarity` draws."""
     order, count = _order(grouping), len(grouping.classes)
     side = _side(count)
     figure = new_figure(side + 1, side)
@@ -45,7 +54,7 @@ def plot_similarity(path: Path, matrix: npt.NDArray[np.float64], grouping: Group
             # Not -0.00.
             text = f"{round(value, 2) + 0.0:.2f}"
             axes.text(column, row, text, color=color, ha="center", va="center", fontsize=7)
-    write_figure(path, figure)
+    return figure
 
 
 def plot_dendrogram(path: Path, grouping: Grouping) -> None:
@@ -55,6 +64,11 @@ def plot_dendrogram(path: Path, grouping: Grouping) -> None:
         path: of the PNG file.
         grouping: the groups.
     """
+    write_figure(path, dendrogram_figure(grouping))
+
+
+def dendrogram_figure(grouping: Grouping) -> Figure:
+    """What `plot_dendrogram` draws."""
     order, count = _order(grouping), len(grouping.classes)
     height = {number: float(place) for place, number in enumerate(order)}
     reach = dict.fromkeys(range(count), 0.0)
@@ -72,7 +86,7 @@ def plot_dendrogram(path: Path, grouping: Grouping) -> None:
     axes.set_ylim(count - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_xlabel(f"distance of the classes merged: 1 - {grouping.similarity}, average linkage")
-    write_figure(path, figure)
+    return figure
 
 
 def _order(grouping: Grouping) -> list[int]:

@@ -22,6 +22,7 @@ INHERITED = "inherited.safetensors"
 START = "finetune_start.safetensors"
 PRUNED = "pruned"
 REPORT = "report.json"
+PAGE = "report.html"
 CLASSES = "classes.csv"
 TRIALS = "trials.jsonl"
 STATES = "states.jsonl"
@@ -61,6 +62,7 @@ FILES = (
     f"{PRUNED}.safetensors",
     f"{PRUNED}.json",
     REPORT,
+    PAGE,
     CLASSES,
     TRIALS,
     STATES,
@@ -159,6 +161,16 @@ class RunPaths:
     def report(self) -> Path:
         """The report, as JSON."""
         return self.path / REPORT
+
+    @property
+    def environment(self) -> Path:
+        """Versions and machine."""
+        return self.path / ENVIRONMENT
+
+    @property
+    def page(self) -> Path:
+        """The report, as HTML for people."""
+        return self.path / PAGE
 
     @property
     def classes(self) -> Path:

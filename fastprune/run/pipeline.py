@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from fastprune.config import RunConfig
-from fastprune.errors import ConfigError, nearest
+from fastprune.errors import ConfigError, FastpruneError, nearest
 from fastprune.run.checks import check_recipes
-from fastprune.run.directory import open_directory
+from fastprune.run.directory import RunDirectory, open_directory
 from fastprune.run.ensemble import EnsembleRun
+from fastprune.run.html.write import write_report
 from fastprune.run.networks import device_of, set_threads
 from fastprune.run.pruning import PruningRun
 from fastprune.training import choose_progress
@@ -70,5 +71,21 @@ def run(
         record = this.run_until(until)
         if until != "report":
             return {"stage": until, **record.results}
+        _write_page(directory, this.say)
         report: dict[str, Any] = json.loads(directory.report.read_text())
         return report
+
+
+def _write_page(directory: RunDirectory, say: Callable[[str], object]) -> None:
+    """Writes the report for people, where it is not there; after its stage, of which it tells.
+
+    It has times in it, and is in no digest.
+    """
+    if directory.page.is_file():
+        return
+    try:
+        write_report([directory.path])
+    except FastpruneError as error:
+        # The results stand; what is drawn of the files beside them may have been edited since.
+        again = shlex.join(["fastprune", "report", str(directory.path)])
+        say(f"{directory.page} is not written: {error}; then: {again}")

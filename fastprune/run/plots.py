@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import accumulate
@@ -14,6 +15,7 @@ from fastprune.files import write_atomically
 from fastprune.methods._trials import TrialLog, front
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
@@ -21,12 +23,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLORS",
+    "draw_fitness",
+    "draw_front",
     "new_figure",
     "percent_ticks",
     "plot_channels",
     "plot_search",
     "plot_training",
+    "png_of",
+    "read_trials",
+    "svg_of",
     "text_of",
+    "training_figure",
     "whole_ticks",
     "write_figure",
 ]
@@ -75,34 +83,11 @@ def plot_search(path: Path, trials: Path) -> None:
         path: of the PNG file.
         trials: ``trials.jsonl``.
     """
-    # Of a search under way the last line may be a part.
-    lines = trials.read_text(encoding="utf-8").split("\n")[:-1]
-    rows: list[dict[str, Any]] = sorted(map(json.loads, lines), key=lambda row: row["number"])
+    rows = read_trials(trials)
     figure = new_figure(11, 4)
     over, against = figure.subplots(1, 2)
-    for phase in dict.fromkeys(row["phase"] for row in rows):
-        part = [row for row in rows if row["phase"] == phase]
-        color = _PHASES.get(phase)
-        fitness = [row["fitness"] for row in part]
-        over.scatter(_column(part, "number"), fitness, s=12, color=color, label=phase)
-        macs = [row["cost"]["macs"] / 1e6 for row in part]
-        against.scatter(macs, fitness, s=12, color=color, label=phase)
-    edge = front(TrialLog(trials, read_only=True))
-    against.step(
-        [row["macs"] / 1e6 for row in edge],
-        _column(edge, "fitness"),
-        where="post",
-        color="black",
-        linewidth=0.8,
-        linestyle="dashed",
-        label="front",
-    )
-    best = list(accumulate(_column(rows, "fitness"), max))
-    over.step(_column(rows, "number"), best, where="post", color="black", label="best so far")
-    over.set_xlabel("candidate")
-    over.set_ylabel("fitness, %")
-    against.set_xlabel("million MACs")
-    against.set_ylabel("fitness, %")
+    draw_fitness(over, rows)
+    draw_front(against, rows, front(TrialLog(trials, read_only=True)))
     # Below, since points may lie anywhere.
     handles, labels = (
         a + b[-1:]
@@ -114,6 +99,49 @@ def plot_search(path: Path, trials: Path) -> None:
     write_figure(path, figure)
 
 
+def read_trials(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of ``trials.jsonl``, by their numbers."""
+    # Of a search under way the last line may be a part.
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    return sorted(map(json.loads, lines), key=lambda row: row["number"])
+
+
+def draw_fitness(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Fitness over the candidates, by phase, and the best so far; of rows by `read_trials`."""
+    for phase, part in _by_phase(rows).items():
+        places, fitness = _column(part, "number"), _column(part, "fitness")
+        axes.scatter(places, fitness, s=12, color=_PHASES.get(phase), label=phase)
+    best = list(accumulate(_column(rows, "fitness"), max))
+    axes.step(_column(rows, "number"), best, where="post", color="black", label="best so far")
+    axes.set_xlabel("candidate")
+    axes.set_ylabel("fitness, %")
+
+
+def draw_front(
+    axes: Axes, rows: Sequence[Mapping[str, Any]], edge: Sequence[Mapping[str, Any]]
+) -> None:
+    """Fitness against MACs, by phase, and the front, as `front` gives it."""
+    for phase, part in _by_phase(rows).items():
+        macs = [row["cost"]["macs"] / 1e6 for row in part]
+        axes.scatter(macs, _column(part, "fitness"), s=12, color=_PHASES.get(phase), label=phase)
+    axes.step(
+        [row["macs"] / 1e6 for row in edge],
+        _column(edge, "fitness"),
+        where="post",
+        color="black",
+        linewidth=0.8,
+        linestyle="dashed",
+        label="front",
+    )
+    axes.set_xlabel("million MACs")
+    axes.set_ylabel("fitness, %")
+
+
+def _by_phase(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    phases = dict.fromkeys(row["phase"] for row in rows)
+    return {phase: [row for row in rows if row["phase"] == phase] for phase in phases}
+
+
 def plot_training(path: Path, trainings: Mapping[str, Sequence[Epoch]]) -> None:
     """Loss, accuracy and learning rate over the epochs of all trainings, one after the other.
 
@@ -122,7 +150,12 @@ def plot_training(path: Path, trainings: Mapping[str, Sequence[Epoch]]) -> None:
         trainings: their epochs, by name, in the order in which they were trained.
     """
     total = sum(map(len, trainings.values()))
-    figure = new_figure(min(16.0, max(8.0, 0.12 * total)), 7)
+    write_figure(path, training_figure(trainings, min(16.0, max(8.0, 0.12 * total))))
+
+
+def training_figure(trainings: Mapping[str, Sequence[Epoch]], width: float) -> Figure:
+    """What `plot_training` draws, this many inches wide."""
+    figure = new_figure(width, 7)
     panels = loss, accuracy, rate = figure.subplots(
         3, 1, sharex=True, gridspec_kw={"height_ratios": [3, 3, 1.4]}
     )
@@ -154,12 +187,12 @@ def plot_training(path: Path, trainings: Mapping[str, Sequence[Epoch]]) -> None:
     rate.set_xlim(0.5, begin + 0.5)
     whole_ticks(rate.xaxis)
     over = loss.secondary_xaxis("top")
-    # About two dozen names go side by side.
-    few = slice(None, None, -(-len(names) // 24))
+    # Three names an inch go side by side, at most two dozen.
+    few = slice(None, None, -(-len(names) // min(24, int(3 * width))))
     over.set_xticks(middles[few], names[few], rotation=0 if len(names) < 5 else 90, fontsize=8)
     over.tick_params(length=0)
     figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    write_figure(path, figure)
+    return figure
 
 
 def percent_ticks(axis: Axis) -> None:
@@ -195,6 +228,22 @@ def new_figure(width: float, height: float) -> Figure:
 
 def write_figure(path: Path, figure: Figure) -> None:
     """The figure as a PNG file, written atomically."""
+    write_atomically(path, png_of(figure))
+
+
+def png_of(figure: Figure) -> bytes:
+    """The figure as PNG."""
     content = BytesIO()
     figure.savefig(content, format="png", dpi=120)
-    write_atomically(path, content.getvalue())
+    return content.getvalue()
+
+
+def svg_of(figure: Figure) -> bytes:
+    """The same bytes of the same figure; letters are letters, for readers and for searching."""
+    import matplotlib
+
+    content = BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "fastprune", "svg.fonttype": "none"}):
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    # XML has no way to write these, and a class or a layer may be called so.
+    return re.sub(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\ufffd".encode(), content.getvalue())

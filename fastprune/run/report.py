@@ -23,6 +23,7 @@ from fastprune.run.timing import why_slow
 from fastprune.training.progress import SilentProgress
 
 __all__ = [
+    "accuracy_names",
     "build_report",
     "channel_facts",
     "interleaved_latency",
@@ -238,6 +239,17 @@ def channel_facts(graph: ChannelGraph) -> dict[str, Any]:
     }
 
 
+def accuracy_names(method: str, notes: Mapping[str, Any]) -> dict[str, str]:
+    """What the accuracies of a report are of, in words."""
+    fresh = notes.get("weights") == "fresh"
+    return {
+        "baseline": "baseline",
+        "trained_by_method": f"trained by {method}",
+        "pruned": "pruned, new weights" if fresh else "pruned",
+        "finetuned": "trained" if fresh else "fine-tuned",
+    }
+
+
 def row_console() -> Console:
     """Standard output, where the rows of a table are not broken if they go to a file or a pipe."""
     # No markup: names of files, and commands, have brackets of their own.
@@ -275,13 +287,7 @@ def print_report(report: Mapping[str, Any]) -> None:
     console.print(table)
     if "latency" in report["notes"]:
         console.print(_reached(report["notes"]["latency"]), soft_wrap=True)
-    fresh = report["notes"].get("weights") == "fresh"
-    names = {
-        "baseline": "baseline",
-        "trained_by_method": f"trained by {report['method']}",
-        "pruned": "pruned, new weights" if fresh else "pruned",
-        "finetuned": "trained" if fresh else "fine-tuned",
-    }
+    names = accuracy_names(report["method"], report["notes"])
     table = Table("accuracy, %", "top-1", "top-5", "loss")
     for column in table.columns[1:]:
         column.justify = "right"

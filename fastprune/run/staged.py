@@ -92,6 +92,9 @@ class StagedRun(ABC):
         if record is None:
             self.say(f"{name}: again, since {why}" if why else name)
             torch.manual_seed(self.config.seed)
+            if name == self.stages[-1]:
+                # Of what stood before; it is written again once this stage is done.
+                self.directory.page.unlink(missing_ok=True)
             start = time.perf_counter()
             try:
                 results, files = make(self.directory.work(name, key))

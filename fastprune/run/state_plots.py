@@ -19,8 +19,17 @@ from fastprune.run.plots import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["plot_penalty", "plot_state_channels", "plot_states"]
+__all__ = [
+    "draw_accuracy",
+    "draw_left",
+    "penalty_figure",
+    "plot_penalty",
+    "plot_state_channels",
+    "plot_states",
+    "state_channels_figure",
+]
 
 _MOST_NUMBERS = 16
 """States up to which the kept channels are written into their cells."""
@@ -35,18 +44,30 @@ def plot_states(path: Path, states: Sequence[StateRecord]) -> None:
     """
     figure = new_figure(11, 4.4)
     left, accuracy = figure.subplots(1, 2)
+    draw_left(left, states)
+    draw_accuracy(accuracy, states)
+    write_figure(path, figure)
+
+
+def draw_left(axes: Axes, states: Sequence[StateRecord]) -> None:
+    """The shares of weights and channels that every state has left; at least one state."""
     _lines(
-        left,
+        axes,
         {
             "weights": [_percent(s.remaining_weights, s.prunable_weights) for s in states],
             "channels": [_percent(s.channels, s.full_channels) for s in states],
         },
     )
-    left.set_yscale("log")
-    percent_ticks(left.yaxis)
-    left.set_ylabel("left of the unpruned network's, %")
+    axes.set_yscale("log")
+    percent_ticks(axes.yaxis)
+    axes.set_ylabel("left of the unpruned network's, %")
+    _over_states(axes, states)
+
+
+def draw_accuracy(axes: Axes, states: Sequence[StateRecord]) -> None:
+    """The accuracies of every state; at least one state."""
     _lines(
-        accuracy,
+        axes,
         {
             "test": [s.test_top1 for s in states],
             "validation, best epoch": [s.best_validation_top1 for s in states],
@@ -54,18 +75,20 @@ def plot_states(path: Path, states: Sequence[StateRecord]) -> None:
             "validation, penalised weights cut": [s.cut_top1 for s in states],
         },
     )
-    accuracy.set_ylabel("top-1, %")
+    axes.set_ylabel("top-1, %")
+    _over_states(axes, states)
+
+
+def _over_states(axes: Axes, states: Sequence[StateRecord]) -> None:
     few = states[:: -(-len(states) // 9)]
     marks = [f"{s.state}\n{_percent(s.remaining_weights, s.prunable_weights):.3g} %" for s in few]
-    for axes in (left, accuracy):
-        axes.set_xticks([s.state for s in few], marks, fontsize=8)
-        axes.set_xlabel("state, and prunable weights left in it")
-        axes.grid(color="0.9", linewidth=0.6)
-        axes.set_axisbelow(True)
-        if axes.lines:
-            # Beneath the axes, since curves may lie anywhere.
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=8)
-    write_figure(path, figure)
+    axes.set_xticks([s.state for s in few], marks, fontsize=8)
+    axes.set_xlabel("state, and prunable weights left in it")
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    if axes.lines:
+        # Beneath the axes, since curves may lie anywhere.
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=8)
 
 
 def plot_state_channels(
@@ -78,6 +101,11 @@ def plot_state_channels(
         full: channels of the unpruned network's groups; one that a state does not name is whole.
         states: at least one, in their order.
     """
+    write_figure(path, state_channels_figure(full, states))
+
+
+def state_channels_figure(full: Mapping[str, int], states: Sequence[StateRecord]) -> Figure:
+    """What `plot_state_channels` draws."""
     names = list(full)
     cells = [
         [_percent(state.widths.get(name, full[name]), full[name]) for state in states]
@@ -99,7 +127,7 @@ def plot_state_channels(
                 color = "white" if dark else "black"
                 axes.text(column, row, kept, ha="center", va="center", fontsize=6, color=color)
     figure.colorbar(image, label="channels kept, %")
-    write_figure(path, figure)
+    return figure
 
 
 def plot_penalty(path: Path, states: Sequence[StateRecord]) -> None:
@@ -109,6 +137,11 @@ def plot_penalty(path: Path, states: Sequence[StateRecord]) -> None:
         path: of the PNG file.
         states: in their order; at least one with a penalty.
     """
+    write_figure(path, penalty_figure(states))
+
+
+def penalty_figure(states: Sequence[StateRecord]) -> Figure:
+    """What `plot_penalty` draws."""
     last = max(epoch for state in states for epoch, _ in state.strengths) or 1.0
     figure = new_figure(max(6.0, min(14.0, 0.6 * len(states) + 3)), 3.6)
     axes = figure.subplots()
@@ -124,7 +157,7 @@ def plot_penalty(path: Path, states: Sequence[StateRecord]) -> None:
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_xlabel(f"state; from one to the next, {last:g} epochs")
     axes.set_ylabel("penalty strength r, added to the\ngradient as r · weight")
-    write_figure(path, figure)
+    return figure
 
 
 def _lines(axes: Axes, curves: dict[str, list[Any]]) -> None:

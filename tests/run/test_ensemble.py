@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from parsed import parse
 from typer.testing import CliRunner
 
 from fastprune import artifact, data
@@ -24,6 +25,7 @@ from fastprune.run.directory import ENSEMBLE_STAGES
 from fastprune.run.fusion import fused_data
 from fastprune.run.fusion_file import fused_network, load_fusion
 from fastprune.run.grouping import group_run
+from fastprune.run.html.write import write_report
 from fastprune.run.inference import infer
 from fastprune.training import evaluate
 
@@ -116,6 +118,40 @@ def test_a_run_is_its_groups_experts_and_heads(whole: Path) -> None:
         assert (whole / expert["run"] / "classes.csv").is_file()
     for picture in ("similarity.png", "dendrogram.png", "devices.png"):
         assert (whole / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_its_page_has_the_groups_the_experts_and_what_they_are_fused_to(
+    whole: Path, copied: Path, tmp_path: Path
+) -> None:
+    report = json.loads((whole / "report.json").read_text())
+    page = parse((whole / "report.html").read_text())
+
+    _, *rows = page.table("The fused networks")
+    assert [row[:2] for row in rows] == [
+        [str(fusion["devices"]), f"{fusion['test']['top1']:.2f}"] for fusion in report["fusions"]
+    ]
+    _, *rows = page.table("The experts, each a run of its own in a folder of this one")
+    assert [[row[0], row[4]] for row in rows] == [
+        [expert["run"], f"{expert['cost']['params']:,}"] for expert in report["experts"]
+    ]
+    _, *rows = page.table("The classes of every device")
+    assert len(rows) == 5
+    times = {tuple(row[:2]): row[5] for row in page.table("Latency of every part")}
+    for fusion in report["fusions"]:
+        for row in fusion["latency"]:
+            assert times[str(fusion["devices"]), row["part"]] == f"{row['median_ms']:.3f}"
+    assert len(page.all("figure")) == 5
+
+    for stage in ENSEMBLE_STAGES[ENSEMBLE_STAGES.index("infer") :]:
+        (copied / f"stages/{stage}.json").unlink()
+    write_report([copied, whole], tmp_path / "both.html")
+    both = parse((tmp_path / "both.html").read_text())
+    _, *rows = both.table("The runs; press a heading to sort by it")
+    assert [row[:3] for row in rows] == [
+        ["copied", "infer is next", "papm_split"],
+        ["run", "finished", "papm_split, 2 devices"],
+        ["run", "finished", "papm_split, 3 devices"],
+    ]
 
 
 def test_experts_inherit_the_weights_of_the_baseline(whole: Path) -> None:

@@ -16,7 +16,7 @@ from fastprune.errors import CheckpointError, ConfigError, FastpruneError
 from fastprune.files import TEMPORARY
 from fastprune.methods import MethodContext, MethodResult
 from fastprune.methods._states import StateRecord, read_states, write_states
-from fastprune.run import pipeline
+from fastprune.run import pipeline, pruning
 from fastprune.run.figures import draw_run, state_drawings
 from fastprune.run.paths import RunPaths
 
@@ -127,7 +127,7 @@ def test_states_of_a_run_under_way_are_the_methods_own(finished: Path, tmp_path:
 def test_a_run_keeps_the_states_of_its_method_and_draws_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one_shot = pipeline.methods.get("one_shot")
+    one_shot = pruning.methods.get("one_shot")
 
     def build(context: MethodContext, options: Any) -> MethodResult:
         found = one_shot.build(context, options)
@@ -137,7 +137,7 @@ def test_a_run_keeps_the_states_of_its_method_and_draws_them(
 
     config = make_config(TINY | {"method": "one_shot", "baseline": {"epochs": 1, "lr": 0.05}})
     lottery = SimpleNamespace(get=lambda name: SimpleNamespace(build=build))
-    monkeypatch.setattr(pipeline, "methods", lottery)
+    monkeypatch.setattr(pruning, "methods", lottery)
     pipeline.run(config, tmp_path / "run", until="plan", quiet=True)
 
     run = RunPaths(tmp_path / "run")

@@ -102,6 +102,33 @@ def test_the_same_again_does_nothing_and_says_the_same(tmp_path: Path) -> None:
     assert changed <= {"lock"}
 
 
+def test_the_page_for_people_is_left_after_the_report_and_is_in_no_digest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(GRADUAL, tmp_path)
+    page = tmp_path / "report.html"
+    records = {file: file.read_bytes() for file in (tmp_path / "stages").iterdir()}
+    written = page.read_bytes()
+
+    assert b"not finished" not in written
+    assert not any(b"report.html" in content for content in records.values())
+    page.unlink()
+    run(GRADUAL, tmp_path)
+    assert page.read_bytes() == written
+    assert {file: file.read_bytes() for file in (tmp_path / "stages").iterdir()} == records
+    # A report that is made again leaves none of before.
+    (tmp_path / "stages/report.json").unlink()
+    page.write_text("of before")
+    metrics = tmp_path / "work/baseline/metrics.jsonl"
+    metrics.write_text("{}\n" + metrics.read_text())
+    pipeline.run(config(GRADUAL), tmp_path)
+    assert not page.exists()
+    assert (
+        f"{page} is not written: {metrics}: line 1: not an epoch of a training; "
+        f"then: fastprune report {tmp_path}" in capsys.readouterr().err.replace("\n", "")
+    )
+
+
 def test_two_runs_of_one_configuration_are_the_same(tmp_path: Path) -> None:
     reports = [run(GRADUAL, tmp_path / name) for name in ("a", "b")]
 
