@@ -11,7 +11,7 @@ from fastprune.training._race import SURE, paired_z
 
 __all__ = ["Racing", "Standing"]
 
-LOOKS = 20
+LOOKS = 50
 """How often the images so far are looked at: more would drop a little earlier, and err oftener."""
 
 
@@ -43,7 +43,7 @@ class _Drop:
 class Racing:
     """A population whose images come batch by batch, in an order that is spread over the classes.
 
-    At twenty points the candidate that is then in place ``leaders`` is the bar; one that got so
+    At fifty points the candidate that is then in place ``leaders`` is the bar; one that got so
     many fewer of the same images right that it will not catch up on the others (McNemar's test,
     three standard deviations) is dropped. What counts is the result on these images and not on all
     that there might be, so of n images seen of N the standard deviation is the root of 1 - n/N
