@@ -87,9 +87,7 @@ class Part:
             return Portion(total, len(mine), whole.batch_size)
         full, last = divmod(whole.images, whole.batch_size)
         size = len(range(self.rank, whole.batch_size, self.world))
-        return Portion(
-            full * size + len(range(self.rank, last, self.world)), whole.batches, size
-        )
+        return Portion(full * size + len(range(self.rank, last, self.world)), whole.batches, size)
 
     def rows(self, whole: Portion, batch: int) -> slice:
         """Places in the order of an epoch that this rank's ``batch`` has."""

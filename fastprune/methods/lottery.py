@@ -31,6 +31,7 @@ from fastprune.methods._tickets import Structure, Ticket, first_ticket, next_tic
 from fastprune.methods._weight_masks import Masks
 from fastprune.nn import GrowingPenalty
 from fastprune.training import EpochRecord, FitResult, checkpoint, evaluate, fit
+from fastprune.training._run import steps_per_epoch
 
 __all__ = ["LotteryOptions", "lottery"]
 
@@ -98,8 +99,8 @@ class _Run:
     @property
     def steps(self) -> int:
         """Optimizer steps of a state."""
-        recipe, batches = self.options.train, self.context.splits.train.batches
-        return recipe.epochs * -(-batches // recipe.accumulate)
+        recipe = self.options.train
+        return recipe.epochs * steps_per_epoch(recipe, self.context.splits.train)
 
     def prepare(self) -> None:
         """Writes down the weights that states begin with, where they are known by now."""
