@@ -159,7 +159,7 @@ def first(work: Callable[[], T]) -> T:
     """What ``work`` gives on rank 0, on all ranks; it is done there alone.
 
     It begins once all ranks are here, so what they read before was not changed by it, and none
-    goes on before it is done.
+    goes on before it is done. Rank 0 is `alone` meanwhile.
 
     Args:
         work: its result can be pickled, and lies on the CPU.
@@ -173,7 +173,8 @@ def first(work: Callable[[], T]) -> T:
     told: list[Any] = [None, None]
     if rank() == 0:
         try:
-            told[0] = work()
+            with alone():
+                told[0] = work()
         except FastpruneError as error:
             told[1] = error
     dist.broadcast_object_list(told, src=0)

@@ -169,6 +169,7 @@ def _search(
         precision=options.precision,
         channels_last=options.channels_last,
         memory_limit=options.memory_limit,
+        cost=lambda plan: context.graph.cost(plan).macs,
         progress=context.progress,
     )
     best = search(

@@ -41,7 +41,7 @@ class Crew:
         self._pool = ProcessPoolExecutor(
             size, mp_context=context, initializer=_begin, initargs=(make, threads, told)
         )
-        self._asked: Sequence[Future[Outcome]] = ()
+        self._asked: list[Future[Outcome]] = []
 
     def outcomes(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Outcome]]:
         """The outcome of each request, as they come to be known.
@@ -51,7 +51,7 @@ class Crew:
         """
         with without_interrupts():
             asked = {self._pool.submit(_work, request): request for request in requests}
-        self._asked = tuple(asked)
+        self._asked.extend(asked)
         try:
             for future in as_completed(asked):
                 yield asked[future], future.result()
@@ -60,6 +60,15 @@ class Crew:
                 "method.parallel: a process that trained candidates was killed, or its network "
                 "could not be opened; memory may be too small for so many at a time"
             ) from None
+
+    def outcome(self, request: Request) -> Outcome:
+        """The outcome of one request; several threads may ask, for as many processes.
+
+        Raises:
+            TrainingError: as `outcomes`.
+        """
+        ((_, found),) = self.outcomes([request])
+        return found
 
     def close(self) -> None:
         """Ends the processes; what they had under way goes on in a later crew."""
