@@ -28,6 +28,7 @@ __all__ = [
     "broadcast_state",
     "first",
     "gathered",
+    "join",
     "launched",
     "local_rank",
     "rank",
@@ -93,14 +94,14 @@ def world() -> int:
 
 
 @contextmanager
-def started(device: torch.device, timeout: float) -> Iterator[None]:
+def started(timeout: float) -> Iterator[None]:
     """A context in which the processes that torchrun began are the ranks of one task.
 
-    An error of one of them ends all, and is raised as it is in one of them alone; the others raise
+    They hear of each other's errors from the beginning, and work together once they `join`. An
+    error of one of them ends all, and is raised as it is in one of them alone; the others raise
     `ToldElsewhere`.
 
     Args:
-        device: of this process; its GPU is used by NCCL, and gloo serves the CPU.
         timeout: seconds that one rank waits for another.
 
     Raises:
@@ -115,19 +116,32 @@ def started(device: torch.device, timeout: float) -> Iterator[None]:
     _ranks = _Ranks(number, size, PrefixStore("fastprune", store), timeout)
     try:
         with _failing_together(_ranks):
-            dist.init_process_group(
-                "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
-                store=store,
-                rank=number,
-                world_size=size,
-                timeout=wait,
-            )
             yield
-            # None leaves while another may still read what it holds.
-            dist.barrier()
-            dist.destroy_process_group()
+            if dist.is_initialized():
+                # None leaves while another may still read what it holds.
+                dist.barrier()
+                dist.destroy_process_group()
     finally:
         _ranks = None
+
+
+def join(device: torch.device) -> None:
+    """Lets ranks exchange what lies in memory and on their devices, from here on.
+
+    Args:
+        device: of this process; NCCL serves its GPU, and gloo the CPU.
+    """
+    if _ranks is None or dist.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore("group", _ranks.store),
+        rank=_ranks.rank,
+        world_size=_ranks.world,
+        timeout=timedelta(seconds=_ranks.timeout),
+    )
 
 
 @contextmanager

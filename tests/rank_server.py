@@ -1,7 +1,7 @@
 """Ranks of a task, forked from one process that has imported everything.
 
-An order a line on standard input: how many ranks, a function in a file and its arguments. An answer
-a line back: what the function gave on each rank, or the end of its traceback.
+An order a line on standard input: how many ranks, a function in a file and its arguments. An
+answer a line back: what the function gave on each rank, or the error that ended it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def rank(order: dict[str, Any], number: int, port: int, answer: Path) -> None:
     try:
         work = function(order["file"], order["name"])
         if order["started"]:
-            with distributed.started(torch.device("cpu"), order["timeout"]):
+            with distributed.started(order["timeout"]):
+                distributed.join(torch.device("cpu"))
                 found = work(*order["arguments"])
         else:
             found = work(*order["arguments"])

@@ -32,8 +32,9 @@ T = TypeVar("T")
 class ScoredEvaluator:
     """Measures candidates with the weights they are given; nothing is trained.
 
-    Ranks take a part of the candidates each. The candidates of one call are one population: steps that they have in common are run once, and
-    with ``racing`` they are held against each other, so their outcomes are known together.
+    The candidates of one call are one population: steps that they have in common are run once, and
+    with ``racing`` they are held against each other, so their outcomes are known together. Ranks
+    take a part of them each, and share steps within it.
 
     Args:
         subnets: the networks of some plans, with their weights on ``device``.
