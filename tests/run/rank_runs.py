@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from typer.testing import CliRunner
 
-from fastprune import distributed
 from fastprune.cli import app
 from fastprune.config import make_config
 from fastprune.errors import DataError
@@ -36,9 +32,22 @@ def command(arguments: list[str], fails: str = "", on: int = 1) -> dict[str, Any
                 raise ZeroDivisionError("one rank's own bug")
             if fails == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(600)
+            time.sleep(15)
+            os._exit(3)
 
         trainer.Run = failing  # type: ignore[assignment,misc]
     result = CliRunner().invoke(app, arguments)
     bug = None if isinstance(result.exception, SystemExit) else repr(result.exception)
     return {"code": result.exit_code, "out": result.stdout, "err": result.stderr, "bug": bug}
+
+
+def apart(folder: str) -> None:
+    """Ranks after the first see another folder under the same name."""
+    mine = Path(folder) / str(distributed.rank())
+    mine.mkdir()
+
+    class Elsewhere(type(mine)):  # type: ignore[misc]
+        def __truediv__(self, name: str) -> Path:
+            return mine / name
+
+    check_shared(Elsewhere(folder))

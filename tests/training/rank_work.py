@@ -11,6 +11,9 @@ from torch import nn
 
 from fastprune.data import DataOptions, load
 from fastprune.distributed import rank
+from fastprune.graph import trace
+from fastprune.methods._pruningnet import PruningNet, Structures
+from fastprune.models import resolve
 from fastprune.nn import GrowingPenalty, SparsityPenalty
 from fastprune.training import TrainingOptions, evaluate, fit
 
@@ -89,3 +92,52 @@ def trained(
         "validation": [record.validation_top1 for record in result.history],
         "test": tested.to_dict(),
     }
+
+
+def pruningnet(structures: str) -> dict[str, Any]:
+    """A pruningnet's training, of a rate at which rounding does not grow, and its structures."""
+    known = resolve("resnet20_cifar")
+    assert known.genes is not None
+    example = torch.zeros(1, 3, 32, 32)
+    torch.manual_seed(0)
+    model = known.build(depth=8, shortcut="B").eval()
+    net = PruningNet(model, known.genes(trace(model, example)), example)
+    own = rank() if structures == "rank" else None
+    drawn = Structures(net, 0, own)
+    genes = []
+
+    def after_step(rate: float) -> None:
+        genes.append(list(drawn.gene))
+        drawn(rate)
+
+    splits = load(DataOptions(batch_size=32, validation=0, train_limit=90, test_limit=40), seed=0)
+    options = TrainingOptions(
+        epochs=1, lr=1e-3, precision="fp32", batch_norm="rank" if own is not None else "sync"
+    )
+    fit(net, splits, options, seed=0, device="cpu", after_step=after_step)
+    weights = torch.cat([weight.detach().flatten() for weight in net.parameters()])
+    digest = hashlib.sha256(weights.numpy().tobytes()).hexdigest()
+    return {"genes": genes, "digest": digest, "weights": weights[::97].tolist()}
+
+
+def dropped() -> list[list[float]]:
+    """What a dropout lets through in each step."""
+    seen: list[list[float]] = []
+
+    class Seen(nn.Dropout):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                seen.append(super().forward(torch.ones(20)).tolist())
+            return input
+
+    splits = load(DataOptions(batch_size=32, validation=0, train_limit=64, test_limit=40), seed=0)
+    model = nn.Sequential(network(), Seen())
+    fit(model, splits, TrainingOptions(epochs=1, precision="fp32"), seed=0, device="cpu")
+    return seen
+
+
+def measured() -> dict[str, Any]:
+    """All figures of a network that was not trained."""
+    data = DataOptions(eval_batch_size=7, train_limit=64, test_limit=40)
+    model = network().eval()
+    return evaluate(model, load(data, seed=0).test, device="cpu", by_class=10).to_dict()

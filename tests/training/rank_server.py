@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import socket
 import sys
 import tempfile
 import traceback
@@ -20,6 +19,7 @@ from typing import Any
 import sklearn.datasets  # noqa: F401
 import torch
 import torchvision  # noqa: F401
+from torch.distributed import TCPStore
 
 import fastprune.run.pipeline  # noqa: F401
 from fastprune import distributed
@@ -40,12 +40,6 @@ def function(file: str, name: str) -> Callable[..., Any]:
     return FUNCTIONS[file, name]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def rank(order: dict[str, Any], number: int, port: int, answer: Path) -> None:
     """One rank, in a forked process."""
     os.environ |= {
@@ -54,6 +48,7 @@ def rank(order: dict[str, Any], number: int, port: int, answer: Path) -> None:
         "WORLD_SIZE": str(order["world"]),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -79,14 +74,15 @@ def serve() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         function(order["file"], order["name"])
-        port = free_port()
+        # Here as torchrun has it in its own process, which outlives the ranks.
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         with tempfile.TemporaryDirectory() as folder:
             answers = [Path(folder) / str(number) for number in range(order["world"])]
             children = []
             for number, answer in enumerate(answers):
                 child = os.fork()
                 if child == 0:
-                    rank(order, number, port, answer)
+                    rank(order, number, store.port, answer)
                 children.append(child)
             codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
             found = [json.loads(a.read_text()) if a.exists() else None for a in answers]
