@@ -10,10 +10,12 @@ from typing import Any
 
 from typer.testing import CliRunner
 
+from fastprune import distributed
 from fastprune.cli import app
 from fastprune.config import make_config
 from fastprune.errors import DataError
 from fastprune.run import pipeline
+from fastprune.run.lock import check_shared
 from fastprune.training import trainer
 
 
