@@ -218,8 +218,8 @@ def _at_a_time(
         seed=context.seed,
         device=context.device,
     )
-    with closing(Crew(make, options.parallel)) as crew:
-        yield crew if world() == 1 else OverRanks(crew, options.parallel)
+    with closing(Crew(make, options.parallel, say=context.progress.note)) as crew:
+        yield crew if world() == 1 else OverRanks(crew)
 
 
 def _reopened(

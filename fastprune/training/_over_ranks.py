@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from fastprune.distributed import gathered, taken, world
@@ -14,11 +12,11 @@ from fastprune.training.evaluator import Outcome, Request
 __all__ = ["OverRanks", "parts_of"]
 
 
-class OneByOne(Protocol):
-    """Who evaluates one candidate."""
+class Evaluator(Protocol):
+    """Who evaluates candidates on one rank."""
 
-    def outcome(self, request: Request) -> Outcome:
-        """Its outcome."""
+    def outcomes(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Outcome]]:
+        """The outcome of each request; the next is asked for when there is room for it."""
 
 
 class OverRanks:
@@ -29,42 +27,21 @@ class OverRanks:
 
     Args:
         evaluator: of this rank.
-        at_a_time: how many it evaluates at a time.
     """
 
-    def __init__(self, evaluator: OneByOne, at_a_time: int = 1) -> None:
-        self._evaluator, self._at_a_time = evaluator, at_a_time
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
 
     def outcomes(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Outcome]]:
         """The outcome of each request, in order, once all are known."""
         if not requests:
             return
-        numbers, found = taken(len(requests)), dict[int, Outcome]()
-        if self._at_a_time == 1:
-            for number in numbers:
-                found[number] = self._evaluator.outcome(requests[number])
-        else:
-            self._several(requests, numbers, found)
+        number_of = {id(request): number for number, request in enumerate(requests)}
+        mine = (requests[number] for number in taken(len(requests)))
+        found = {number_of[id(r)]: outcome for r, outcome in self._evaluator.outcomes(mine)}
         merged = {number: outcome for part in gathered(found) for number, outcome in part.items()}
         for number, request in enumerate(requests):
             yield request, merged[number]
-
-    def _several(
-        self, requests: Sequence[Request], numbers: Iterator[int], found: dict[int, Outcome]
-    ) -> None:
-        lock = Lock()
-
-        def work() -> None:
-            while True:
-                with lock:
-                    number = next(numbers, None)
-                if number is None:
-                    return
-                found[number] = self._evaluator.outcome(requests[number])
-
-        with ThreadPoolExecutor(self._at_a_time) as pool:
-            for future in [pool.submit(work) for _ in range(self._at_a_time)]:
-                future.result()
 
 
 def parts_of(

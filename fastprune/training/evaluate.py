@@ -14,6 +14,7 @@ from fastprune.errors import TrainingError
 from fastprune.training._capture import Captured, CudaGraphs, capture_refusal
 from fastprune.training._compile import Compiled
 from fastprune.training._device import autocast, kept_modes, precision_of
+from fastprune.training._in_halves import InHalves
 from fastprune.training._pace import Pace
 from fastprune.training.metrics import Metrics, Totals
 from fastprune.training.options import Capture, Precision
@@ -50,13 +51,18 @@ def evaluate(
     dtype = precision_of(precision, device)
     told = progress or SilentProgress()
 
+    def say(message: str) -> None:
+        told.note(f"{name}: {message}")
+
+    halves = InHalves(say)
+
     def forward(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         # Inside, so that a graph holds the conversion of the weights too.
         with autocast(dtype, device):
-            return (model(x),)
-
-    def say(message: str) -> None:
-        told.note(f"{name}: {message}")
+            if compile:
+                return (model(x),)
+            parts = halves.parts(model, x)
+            return (parts[0] if len(parts) == 1 else torch.cat(parts),)
 
     run: Callable[..., tuple[torch.Tensor, ...]] = forward
     if compile:

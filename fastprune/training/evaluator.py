@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -127,7 +127,7 @@ class TrainedEvaluator:
         # Validation at the end of every epoch would cost time and change nothing.
         self._splits = replace(splits, validation=None)
 
-    def outcomes(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Outcome]]:
+    def outcomes(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Outcome]]:
         """The outcome of each request, as they come to be known; here one after the other."""
         for request in requests:
             yield request, self.outcome(request)

@@ -122,6 +122,7 @@ class ScoredEvaluator:
             precision=self._precision,
             channels_last=self._placement.channels_last,
             memory_limit=self._limit,
+            say=self._progress.note,
         )
         if self._batches and mine:
             shared.recalibrate(self._train, self._batches, progress=self._progress)
