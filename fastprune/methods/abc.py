@@ -202,7 +202,7 @@ def _at_a_time(
 ) -> Iterator[Evaluator]:
     """Who trains: this process, or several that each open network and data anew, on every rank."""
     if options.parallel == 1:
-        yield evaluator if world() == 1 else OverRanks(evaluator)
+        yield evaluator if world() == 1 else OverRanks(evaluator, _macs(context))
         return
     if context.reopen is None:
         raise FastpruneError(
@@ -219,7 +219,11 @@ def _at_a_time(
         device=context.device,
     )
     with closing(Crew(make, options.parallel, say=context.progress.note)) as crew:
-        yield crew if world() == 1 else OverRanks(crew)
+        yield crew if world() == 1 else OverRanks(crew, _macs(context))
+
+
+def _macs(context: MethodContext) -> Callable[[PruningPlan], float]:
+    return lambda plan: context.graph.cost(plan).macs
 
 
 def _reopened(

@@ -27,17 +27,21 @@ class OverRanks:
 
     Args:
         evaluator: of this rank.
+        cost: of a plan's network, such as its MACs. Those that cost most go first, so that ranks
+            end at about the same time.
     """
 
-    def __init__(self, evaluator: Evaluator) -> None:
-        self._evaluator = evaluator
+    def __init__(self, evaluator: Evaluator, cost: Callable[[PruningPlan], float]) -> None:
+        self._evaluator, self._cost = evaluator, cost
 
     def outcomes(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Outcome]]:
         """The outcome of each request, in order, once all are known."""
         if not requests:
             return
         number_of = {id(request): number for number, request in enumerate(requests)}
-        mine = (requests[number] for number in taken(len(requests)))
+        costs = [self._cost(request.plan) for request in requests]
+        order = sorted(range(len(requests)), key=lambda number: (-costs[number], number))
+        mine = (requests[order[place]] for place in taken(len(requests)))
         found = {number_of[id(r)]: outcome for r, outcome in self._evaluator.outcomes(mine)}
         merged = {number: outcome for part in gathered(found) for number, outcome in part.items()}
         for number, request in enumerate(requests):
