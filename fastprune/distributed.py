@@ -8,6 +8,7 @@ there is one rank, and nothing here costs anything.
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,7 +114,7 @@ def started(timeout: float) -> Iterator[None]:
         return
     wait = timedelta(seconds=timeout)
     store, number, size = next(rendezvous("env://", timeout=wait))
-    _ranks = _Ranks(number, size, PrefixStore("fastprune", store), timeout)
+    _ranks = _Ranks(number, size, _met(store, number, size, timeout), timeout)
     try:
         with _failing_together(_ranks):
             yield
@@ -243,6 +244,41 @@ def taken(count: int) -> Iterator[int]:
     _ranks.queues += 1
     while (number := _ranks.store.add(key, 1) - 1) < count:
         yield number
+
+
+def _met(store: Store, number: int, size: int, timeout: float) -> Store:
+    """A part of torchrun's store for these processes alone.
+
+    The store outlives a restart, with all that the processes before it left there, and a number
+    of restarts that machines agree on is not to be had. So each process says a word that nobody
+    said before, and the first answers all words with one of its own, until all have heard it.
+
+    Raises:
+        RankError: they did not all come within ``timeout``.
+    """
+    until, word = time.monotonic() + timeout, secrets.token_hex(8)
+    if number:
+        store.set(f"fastprune/hello/{number}", word)
+        store.wait([f"fastprune/answer/{word}"], timedelta(seconds=timeout))
+        token = store.get(f"fastprune/answer/{word}").decode()
+        store.set(f"fastprune/{token}/heard/{number}", "yes")
+        return PrefixStore(f"fastprune/{token}", store)
+    missing, answered = set(range(1, size)), set[bytes]()
+    while missing:
+        for other in sorted(missing):
+            hello = f"fastprune/hello/{other}"
+            if store.check([hello]) and (said := store.get(hello)) not in answered:
+                store.set(f"fastprune/answer/{said.decode()}", word)
+                answered.add(said)
+            if store.check([f"fastprune/{word}/heard/{other}"]):
+                missing.discard(other)
+        if missing and time.monotonic() > until:
+            raise RankError(
+                f"start: rank 0 of {size} waited {timeout:g} s for rank "
+                f"{', '.join(map(str, sorted(missing)))}"
+            )
+        time.sleep(0.01)
+    return PrefixStore(f"fastprune/{word}", store)
 
 
 @contextmanager
