@@ -107,23 +107,40 @@ def main() -> None:
     assert [agent.returncode for agent in agents] == [0, 0], said
     whole = time.monotonic() - begun
     print(f"undisturbed: {whole:.0f} s", flush=True)
-    draw = random.Random(0)
+    assert killed(config, folder / "killed", kills, random.Random(0)) == left(folder / "whole")
+    print(f"{kills} kills, the same bytes")
+
+
+def killed(config: Path, folder: Path, kills: int, draw: random.Random) -> dict[str, Any]:
+    """What a run leaves of whose ranks so many were killed, each a while after it went on."""
     # A kill may cost each of the agents a restart, and one more where they miss each other.
-    agents = two_machines(config, folder / "killed", restarts=3 * kills)
-    done = []
-    while any(agent.poll() is None for agent in agents):
-        # From the time that processes take to begin up to about half of the run.
-        time.sleep(draw.uniform(0.2, 0.9) * whole if len(done) < kills else 0.2)
-        there = ranks_of(agents)
-        if len(done) < kills and len(there) == 2:
-            os.kill(draw.choice(there), signal.SIGKILL)
-            stage = max((folder / "killed" / "work").glob("*"), key=os.path.getmtime, default=None)
-            done.append(stage.name if stage else "start")
-            print(f"kill {len(done)} in {done[-1]}", flush=True)
+    agents = two_machines(config, folder, restarts=3 * kills)
+    for number in range(1, kills + 1):
+        since = time.time()
+        while not written(folder, since) or len(ranks_of(agents)) < 2:
+            assert all(agent.poll() is None for agent in agents), "the run ended before its kills"
+            time.sleep(0.05)
+        time.sleep(draw.uniform(0, 2))
+        stage = max((folder / "work").glob("*/*"), key=os.path.getmtime).parent.name
+        os.kill(draw.choice(ranks_of(agents)), signal.SIGKILL)
+        print(f"kill {number} in {stage}", flush=True)
+        # Until torchrun has ended the other one too.
+        time.sleep(1)
     said = [agent.communicate()[1][-4000:] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], "\n\n".join(said)
-    assert left(folder / "killed") == left(folder / "whole")
-    print(f"{len(done)} kills, the same bytes")
+    return left(folder)
+
+
+def written(folder: Path, since: float) -> bool:
+    """Whether a training or a search has gone on since a time."""
+    files = [file for file in (folder / "work").rglob("*") if file.suffix in (".pt", ".jsonl")]
+    times = []
+    for file in files:
+        try:
+            times.append(file.stat().st_mtime)
+        except FileNotFoundError:
+            continue
+    return max(times, default=0.0) > since
 
 
 if __name__ == "__main__":
