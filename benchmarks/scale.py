@@ -96,7 +96,7 @@ def main() -> None:
                 trained = steps * step(middle, batch, weights, gpus, speed)
                 measured = candidates * (held + options.batches * batch) * macs / (speed * 1e9)
                 said = (
-                    f"pruningnet {trained / 3600:,.0f} h (gradients {4 * weights / 1e9:.1f} GB a "
+                    f"pruningnet {trained / 3600:,.1f} h (gradients {4 * weights / 1e9:.1f} GB a "
                     f"step), {candidates:,} candidates {measured / gpus / 3600:,.1f} h"
                 )
             name = file.stem.removesuffix("_imagenet")
