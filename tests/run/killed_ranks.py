@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ CONFIG: dict[str, Any] = {
     "device": "cpu",
     "latency": {"repeats": 0},
 }
+STAGES = ("baseline", "plan", "finetune")
 _BYTES = ("baseline.safetensors", "plan.json", "inherited.safetensors", "pruned.safetensors")
 
 
@@ -107,23 +109,28 @@ def main() -> None:
     assert [agent.returncode for agent in agents] == [0, 0], said
     whole = time.monotonic() - begun
     print(f"undisturbed: {whole:.0f} s", flush=True)
-    assert killed(config, folder / "killed", kills, random.Random(0)) == left(folder / "whole")
+    stages = [STAGES[len(STAGES) * number // kills] for number in range(kills)]
+    assert killed(config, folder / "killed", stages, random.Random(0)) == left(folder / "whole")
     print(f"{kills} kills, the same bytes")
 
 
-def killed(config: Path, folder: Path, kills: int, draw: random.Random) -> dict[str, Any]:
-    """What a run leaves of whose ranks so many were killed, each a while after it went on."""
+def killed(
+    config: Path, folder: Path, stages: Sequence[str], draw: random.Random
+) -> dict[str, Any]:
+    """What a run leaves of which a rank was killed in each of these stages, some time after it
+    was begun or went on."""
     # A kill may cost each of the agents a restart, and one more where they miss each other.
-    agents = two_machines(config, folder, restarts=3 * kills)
-    for number in range(1, kills + 1):
+    agents = two_machines(config, folder, restarts=3 * len(stages))
+    for stage in stages:
         since = time.time()
-        while not written(folder, since) or len(ranks_of(agents)) < 2:
+        # Or in a later one, where this one has just ended.
+        later = [folder / "work" / name for name in STAGES[STAGES.index(stage) :]]
+        while len(ranks_of(agents)) < 2 or not any(written(work, since) for work in later):
             assert all(agent.poll() is None for agent in agents), "the run ended before its kills"
             time.sleep(0.05)
-        time.sleep(draw.uniform(0, 2))
-        stage = max((folder / "work").glob("*/*"), key=os.path.getmtime).parent.name
+        time.sleep(draw.uniform(0, 1))
         os.kill(draw.choice(ranks_of(agents)), signal.SIGKILL)
-        print(f"kill {number} in {stage}", flush=True)
+        print(f"killed in {stage}", flush=True)
         # Until torchrun has ended the other one too.
         time.sleep(1)
     said = [agent.communicate()[1][-4000:] for agent in agents]
@@ -133,7 +140,7 @@ def killed(config: Path, folder: Path, kills: int, draw: random.Random) -> dict[
 
 def written(folder: Path, since: float) -> bool:
     """Whether a training or a search has gone on since a time."""
-    files = [file for file in (folder / "work").rglob("*") if file.suffix in (".pt", ".jsonl")]
+    files = [file for file in folder.rglob("*") if file.suffix in (".pt", ".jsonl")]
     times = []
     for file in files:
         try:
