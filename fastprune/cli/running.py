@@ -164,6 +164,7 @@ def prune(
     Fine-tuning is SGD, learning rate 0.01 with a cosine schedule, momentum 0.9, weight decay 5e-4.
     """
     from fastprune.run.commands import prune_config, run_name
+    from fastprune.run.launch import rank, started
     from fastprune.run.pipeline import run as run_pipeline
 
     budget = {
@@ -173,28 +174,30 @@ def prune(
         "size_mb": size_mb,
         "latency_ms": latency_ms,
     }
-    settings = prune_config(
-        model,
-        weights=weights,
-        num_classes=num_classes,
-        model_options=model_option or (),
-        criterion=criterion,
-        iterations=iterations,
-        budget={metric: value for metric, value in budget.items() if value is not None},
-        round_to=int(round_to) if round_to.isdecimal() else round_to,
-        ranking=ranking,
-        keep=keep or (),
-        data=data,
-        root=root,
-        epochs=epochs,
-        baseline_epochs=baseline_epochs,
-        seed=seed,
-        device=device,
-        threads=threads,
-    )
-    folder = out or Path("runs") / f"prune-{run_name(model)}"
-    report = run_pipeline(settings, folder, fresh=fresh, quiet=quiet, command=this_command())
-    show_report(report, as_json)
+    with started(_TIMEOUT):
+        settings = prune_config(
+            model,
+            weights=weights,
+            num_classes=num_classes,
+            model_options=model_option or (),
+            criterion=criterion,
+            iterations=iterations,
+            budget={metric: value for metric, value in budget.items() if value is not None},
+            round_to=int(round_to) if round_to.isdecimal() else round_to,
+            ranking=ranking,
+            keep=keep or (),
+            data=data,
+            root=root,
+            epochs=epochs,
+            baseline_epochs=baseline_epochs,
+            seed=seed,
+            device=device,
+            threads=threads,
+        )
+        folder = out or Path("runs") / f"prune-{run_name(model)}"
+        report = run_pipeline(settings, folder, fresh=fresh, quiet=quiet, command=this_command())
+        if rank() == 0:
+            show_report(report, as_json)
 
 
 def show_report(report: dict[str, Any], as_json: bool) -> None:
