@@ -1,6 +1,6 @@
 """What the ImageNet configurations would take on 1, 8 and 64 GPUs: arithmetic, and no measurement.
 
-    python benchmarks/scale.py
+    python benchmarks/scale.py [PATTERN]
 
 Prints the tables of docs/scale.md. MACs, parameters and numbers of candidates are counted; the
 rates at the top of this file are assumptions, to be replaced by what a machine was measured to do.
@@ -8,6 +8,7 @@ rates at the top of this file are assumptions, to be replaced by what a machine 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,8 @@ def step(macs: float, images: float, parameters: float, gpus: int, speed: float)
 def main() -> None:
     print("| configuration | GPUs | fine-tuning, images/s | of its step, gradients | search |")
     print("| --- | --- | --- | --- | --- |")
-    for file in sorted(CONFIGS.glob("*_imagenet.yaml")):
+    pattern = sys.argv[1] if len(sys.argv) > 1 else "*"
+    for file in sorted(CONFIGS.glob(f"{pattern}_imagenet.yaml")):
         config = load_config(file)
         options, batch = config.method, config.data.batch_size
         network = resolve(config.model.name)

@@ -101,10 +101,12 @@ def test_candidates_in_flight_are_halved_and_come_to_the_same(
     assert not said
     run = SharedEvaluator._run
 
-    def little(self: SharedEvaluator, schedule: object, x: Tensor, *rest: object) -> None:
+    def little(
+        self: SharedEvaluator, how: object, schedule: object, x: Tensor, *rest: object
+    ) -> None:
         candidates = len(schedule.candidates)  # type: ignore[attr-defined]
         # In the middle of the work, of which some was done.
-        run(self, schedule, x, *rest)  # type: ignore[arg-type]
+        run(self, how, schedule, x, *rest)  # type: ignore[arg-type]
         if candidates > 2 or (measuring and len(x) > images):
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
