@@ -169,7 +169,9 @@ class ScoredEvaluator:
         with self._progress.start("measure", pipeline.batches, "batches") as task:
             for x, y in epoch:
                 numbers = [number for number in race.remaining if number in place]
-                found = shared.logits(x, [place[number] for number in numbers])
+                # With fewer candidates than ranks one may have none.
+                places = [place[number] for number in numbers]
+                found = shared.logits(x, places) if places else {}
                 right = []
                 for number in numbers:
                     here = place[number]
