@@ -80,7 +80,7 @@ def run(
         record = this.run_until(until)
         if until != "report":
             return {"stage": until, **record.results}
-        _write_page(directory, this.say)
+        first(lambda: _write_page(directory, this.say))
         report: dict[str, Any] = json.loads(directory.report.read_text())
         return report
 
