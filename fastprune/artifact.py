@@ -13,6 +13,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
 from fastprune import __version__, models
+from fastprune.distributed import first
 from fastprune.errors import ArtifactError, FastpruneError
 from fastprune.files import sha256_of, write_atomically, write_json
 from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, trace
@@ -177,7 +178,8 @@ def describe(path: str | Path) -> tuple[Path, dict[str, Any]]:
 def save_state(path: Path, model: nn.Module | Mapping[str, torch.Tensor]) -> None:
     """Writes the weights and buffers of a network as safetensors; equal weights give equal bytes.
 
-    Tensors under several names (tied parameters) are written once, the other names as metadata.
+    Of several ranks the first writes them, and all go on when they are there. Tensors under
+    several names (tied parameters) are written once, the other names as metadata.
     """
     given = model.state_dict() if isinstance(model, nn.Module) else model
     state: dict[str, torch.Tensor] = {}
@@ -194,7 +196,7 @@ def save_state(path: Path, model: nn.Module | Mapping[str, torch.Tensor]) -> Non
             plain = plain.clone()
         state[name] = plain
     metadata = {"tied": json.dumps(tied, sort_keys=True)} if tied else None
-    write_atomically(path, safetensors_bytes(state, metadata))
+    first(lambda: write_atomically(path, safetensors_bytes(state, metadata)))
 
 
 def load_state(path: Path) -> dict[str, torch.Tensor]:

@@ -16,6 +16,8 @@ __all__ = [
     "FastpruneError",
     "GraphError",
     "PlanError",
+    "RankError",
+    "ToldElsewhere",
     "TrainingError",
     "WeightsError",
     "nearest",
@@ -72,6 +74,22 @@ class BackendError(FastpruneError):
 
 class TrainingError(FastpruneError):
     """Training cannot be done, or cannot go on."""
+
+
+class RankError(FastpruneError):
+    """The processes of one task lost each other, or cannot work together."""
+
+
+class ToldElsewhere(RankError):
+    """Another process of the same task has told what is wrong; this one ends in silence.
+
+    Args:
+        code: exit code of that process.
+    """
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        super().__init__("another rank has told what is wrong")
 
 
 class DivergenceError(TrainingError):

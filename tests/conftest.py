@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from rank_processes import Ranks
 
 import fastprune
 
@@ -68,3 +69,10 @@ def fastprune_data() -> Path:
     if not folder.is_dir():
         pytest.fail(f"FASTPRUNE_DATA: {folder} is not a folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    started = Ranks()
+    yield started
+    started.process.communicate()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fastprune.errors import ConfigError, FastpruneError
+from fastprune.errors import ConfigError, FastpruneError, ToldElsewhere
 
 __all__ = [
     "Classes",
@@ -35,6 +35,8 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except ToldElsewhere as error:
+            raise typer.Exit(error.code) from None
         except FastpruneError as error:
             lines = error.problems if isinstance(error, ConfigError) else (str(error),)
             for line in lines:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +22,8 @@ from fastprune.cli._app import (
     print_json,
     this_command,
 )
+
+_TIMEOUT = 1800.0
 
 
 @app.command()
@@ -49,24 +53,59 @@ def run(
             "baseline, group, experts, fuse, infer or report."
         ),
     ] = "report",
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Run on so many GPUs of this machine, a process each, as torchrun begins them; "
+            "with device=cpu, in so many processes on the CPU.",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            help="With several processes: seconds that one waits for another before the run ends.",
+        ),
+    ] = _TIMEOUT,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Run an experiment: baseline, plan, prune, fine-tune, report. Repeat the command to go on."""
     from fastprune.config import load_config
+    from fastprune.run.launch import check_ranks, launch, rank, started
     from fastprune.run.pipeline import run as run_pipeline
 
-    settings = load_config(config, overrides or ())
-    report = run_pipeline(
-        settings,
-        out or Path("runs") / config.stem,
-        fresh=fresh,
-        fresh_search=fresh_search,
-        until=until,
-        quiet=quiet,
-        command=this_command(),
-    )
-    show_report(report, as_json)
+    with started(timeout):
+        settings = load_config(config, overrides or ())
+        if gpus is not None:
+            check_ranks(gpus, settings)
+        if gpus is None or gpus == 1:
+            report = run_pipeline(
+                settings,
+                out or Path("runs") / config.stem,
+                fresh=fresh,
+                fresh_search=fresh_search,
+                until=until,
+                quiet=quiet,
+                command=this_command(),
+            )
+            if rank() == 0:
+                show_report(report, as_json)
+            return
+    raise typer.Exit(launch(gpus, _without_gpus(sys.argv[1:])))
+
+
+def _without_gpus(arguments: Sequence[str]) -> list[str]:
+    """What each of several processes is given."""
+    left: list[str] = []
+    given = iter(arguments)
+    for argument in given:
+        if argument == "--gpus":
+            next(given)
+        elif not argument.startswith("--gpus="):
+            left.append(argument)
+    return left
 
 
 @app.command()
@@ -125,6 +164,7 @@ def prune(
     Fine-tuning is SGD, learning rate 0.01 with a cosine schedule, momentum 0.9, weight decay 5e-4.
     """
     from fastprune.run.commands import prune_config, run_name
+    from fastprune.run.launch import rank, started
     from fastprune.run.pipeline import run as run_pipeline
 
     budget = {
@@ -134,28 +174,30 @@ def prune(
         "size_mb": size_mb,
         "latency_ms": latency_ms,
     }
-    settings = prune_config(
-        model,
-        weights=weights,
-        num_classes=num_classes,
-        model_options=model_option or (),
-        criterion=criterion,
-        iterations=iterations,
-        budget={metric: value for metric, value in budget.items() if value is not None},
-        round_to=int(round_to) if round_to.isdecimal() else round_to,
-        ranking=ranking,
-        keep=keep or (),
-        data=data,
-        root=root,
-        epochs=epochs,
-        baseline_epochs=baseline_epochs,
-        seed=seed,
-        device=device,
-        threads=threads,
-    )
-    folder = out or Path("runs") / f"prune-{run_name(model)}"
-    report = run_pipeline(settings, folder, fresh=fresh, quiet=quiet, command=this_command())
-    show_report(report, as_json)
+    with started(_TIMEOUT):
+        settings = prune_config(
+            model,
+            weights=weights,
+            num_classes=num_classes,
+            model_options=model_option or (),
+            criterion=criterion,
+            iterations=iterations,
+            budget={metric: value for metric, value in budget.items() if value is not None},
+            round_to=int(round_to) if round_to.isdecimal() else round_to,
+            ranking=ranking,
+            keep=keep or (),
+            data=data,
+            root=root,
+            epochs=epochs,
+            baseline_epochs=baseline_epochs,
+            seed=seed,
+            device=device,
+            threads=threads,
+        )
+        folder = out or Path("runs") / f"prune-{run_name(model)}"
+        report = run_pipeline(settings, folder, fresh=fresh, quiet=quiet, command=this_command())
+        if rank() == 0:
+            show_report(report, as_json)
 
 
 def show_report(report: dict[str, Any], as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastprune.data._batches import ClassDraw
+from fastprune.data._batches import WHOLE, ClassDraw, Part, Portion
 from fastprune.data._choice import KINDS, Choice, choice, open_pipeline
 from fastprune.data._dataset import (
     Dataset,
@@ -29,6 +29,7 @@ from fastprune.data._splits import TrainingImages, load, load_test, load_trainin
 
 __all__ = [
     "KINDS",
+    "WHOLE",
     "Choice",
     "ClassDraw",
     "DataInfo",
@@ -42,8 +43,10 @@ __all__ = [
     "Listing",
     "Normalization",
     "PadCrop",
+    "Part",
     "PartSpeeds",
     "Placement",
+    "Portion",
     "ResizedCrop",
     "Source",
     "Speed",

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from fastprune.data._bad import BadImages
-from fastprune.data._batches import Batches, ClassDraw
+from fastprune.data._batches import WHOLE, Batches, ClassDraw, Part
 from fastprune.data._dali_graph import DecodingFailed, Fed, Wanted, decoded
 from fastprune.data._dataset import Files, ResizedCrop
 from fastprune.data._decode import Bad, decode
@@ -81,9 +81,10 @@ class _DaliPipeline(Batches):
         placement: Placement = _AS_IT_IS,
         spread: bool = False,
         draw: ClassDraw | None = None,
+        part: Part = WHOLE,
     ) -> Iterator[Batch]:
         self.close()
-        running = self._epoch(epoch, start, placement, spread, draw)
+        running = self._epoch(epoch, start, placement, spread, draw, part)
         # Weak, so that an epoch which is abandoned ends when its iterator is dropped.
         self._running = weakref.ref(running)
         return running
@@ -101,12 +102,14 @@ class _DaliPipeline(Batches):
         placement: Placement,
         spread: bool,
         draw: ClassDraw | None,
+        part: Part,
     ) -> Generator[Batch]:
-        while start < self.batches:
+        mine = part.of(self.images, self.batch_size)
+        while start < mine.batches:
             made = decoded(
-                self._wanted(epoch, start, spread, draw),
+                self._wanted(epoch, start, spread, draw, part),
                 size=self._transform.size,
-                most=min(self.batch_size, self.images),
+                most=min(mine.batch_size, mine.images),
                 device=placement.device,
                 threads=_threads(self._feed.workers),
                 known_bad=self._undecodable,
@@ -122,10 +125,10 @@ class _DaliPipeline(Batches):
                 self._find_undecodable(error)
 
     def _wanted(
-        self, epoch: int, start: int, spread: bool, draw: ClassDraw | None
+        self, epoch: int, start: int, spread: bool, draw: ClassDraw | None, part: Part
     ) -> Iterator[list[Wanted]]:
         paths, labels, stamps = self._source.paths, self._source.labels, self._source.stamps
-        for chunk in self.chunks(epoch, start, spread=spread, draw=draw):
+        for chunk in self.chunks(epoch, start, spread=spread, draw=draw, part=part):
             yield [
                 Wanted(
                     paths[i],

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from fastprune.data._bad import BadImages
-from fastprune.data._batches import Batches, ClassDraw
+from fastprune.data._batches import WHOLE, Batches, ClassDraw, Part
 from fastprune.data._cache import Cache, Damaged, Decoded, open_cache
 from fastprune.data._dataset import ResizedCrop
 from fastprune.data._draws import image_generator
@@ -77,9 +77,10 @@ class _DecodedPipeline(Batches):
         placement: Placement = _AS_IT_IS,
         spread: bool = False,
         draw: ClassDraw | None = None,
+        part: Part = WHOLE,
     ) -> Iterator[Batch]:
         feed = self._feed
-        for chunk in self.chunks(epoch, start, spread=spread, draw=draw):
+        for chunk in self.chunks(epoch, start, spread=spread, draw=draw, part=part):
             rows = self._readable(np.searchsorted(feed.indices, chunk))
             if not len(rows):
                 continue

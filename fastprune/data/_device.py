@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fastprune.data._batches import Batches, ClassDraw
+from fastprune.data._batches import WHOLE, Batches, ClassDraw, Part
 from fastprune.data._dataset import Images, PadCrop
 from fastprune.data._draws import crop_boxes, epoch_draws
 from fastprune.data._pipeline import Batch, Feed, InputPipeline, Kind, Placement
@@ -61,12 +61,13 @@ class _DevicePipeline(Batches):
         placement: Placement = _AS_IT_IS,
         spread: bool = False,
         draw: ClassDraw | None = None,
+        part: Part = WHOLE,
     ) -> Iterator[Batch]:
         device, feed = placement.device, self._feed
         if device not in self._residents:
             self._residents[device] = self._resident(device)
         held = self._residents[device]
-        chunks = list(self.chunks(epoch, start, spread=spread, draw=draw))
+        chunks = list(self.chunks(epoch, start, spread=spread, draw=draw, part=part))
         if not chunks:
             return
         # Images of the set: the labels, which are as many, are looked up by the same numbers.
@@ -80,12 +81,13 @@ class _DevicePipeline(Batches):
         if device.type != "cpu" and len(feed.indices) < len(self._source.labels):
             order = np.searchsorted(feed.indices, order)
         images = torch.from_numpy(order).to(device)
-        for first in range(0, len(order), self.batch_size):
-            part = slice(first, first + self.batch_size)
+        ends = np.cumsum([len(chunk) for chunk in chunks]).tolist()
+        for first, end in zip([0, *ends[:-1]], ends, strict=True):
+            rows = slice(first, end)
             x = crop_flip_normalize(
                 held.pixels,
-                images[part],
-                None if boxes is None else boxes[part],
+                images[rows],
+                None if boxes is None else boxes[rows],
                 mean=held.mean,
                 std=held.std,
                 padding=self._transform.padding,
@@ -93,7 +95,7 @@ class _DevicePipeline(Batches):
                 channels_last=placement.channels_last,
             )
             # A copy: a batch's memory is its own.
-            yield x, labels[part].clone()
+            yield x, labels[rows].clone()
 
     def close(self) -> None:
         self._residents.clear()

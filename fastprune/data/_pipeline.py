@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastprune.data._batches import ClassDraw
+from fastprune.data._batches import WHOLE, ClassDraw, Part
 from fastprune.data._dataset import Source, Transform
 from fastprune.data._listing import Listing
 
@@ -74,7 +74,7 @@ class InputPipeline(Protocol):
 
     @property
     def images(self) -> int:
-        """Images of an epoch, this rank's."""
+        """Images of an epoch."""
 
     @property
     def batches(self) -> int:
@@ -100,6 +100,7 @@ class InputPipeline(Protocol):
         placement: Placement = Placement(),
         spread: bool = False,
         draw: ClassDraw | None = None,
+        part: Part = WHOLE,
     ) -> Iterator[Batch]:
         """The batches of an epoch from batch ``start`` on.
 
@@ -114,6 +115,8 @@ class InputPipeline(Protocol):
                 looks the same both times.
             spread: images that are not shuffled come in another order, always the same, in which
                 every first part has the classes in the proportion of the whole, within one.
+            part: of the epoch, where several processes share it; ``start`` counts this one's
+                batches.
 
         Yields:
             images ``[N, C, H, W]``, normalised, and labels ``[N]`` int64, as ``placement`` says.
@@ -203,8 +206,6 @@ class Feed:
         cache_limit: bytes that all sets may take there.
         cache_taken: of these, what other sets of the same run take.
         cache_unwritten: of these again, what is not on disk yet.
-        rank: which part of the images it feeds, of ``world``.
-        world: how many such parts there are.
     """
 
     source: Source
@@ -222,5 +223,3 @@ class Feed:
     cache_limit: int = 8 * 10**9
     cache_taken: int = 0
     cache_unwritten: int = 0
-    rank: int = 0
-    world: int = 1

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from fastprune.data._bad import BadImages
-from fastprune.data._batches import Batches, ClassDraw
+from fastprune.data._batches import WHOLE, Batches, ClassDraw, Part
 from fastprune.data._dataset import Images, PadCrop
 from fastprune.data._draws import crop_boxes, epoch_draws
 from fastprune.data._frames import random_box
@@ -53,12 +53,13 @@ class _ImagesPipeline(Batches):
         placement: Placement = _AS_IT_IS,
         spread: bool = False,
         draw: ClassDraw | None = None,
+        part: Part = WHOLE,
     ) -> Iterator[Batch]:
         feed = self._feed
         draws = None
         if feed.augment:
             draws = epoch_draws(feed.seed, epoch, int(feed.indices[-1]) + 1, 3)
-        for chunk in self.chunks(epoch, start, spread=spread, draw=draw):
+        for chunk in self.chunks(epoch, start, spread=spread, draw=draw, part=part):
             pixels = self._source.pixels[chunk]
             if draws is not None:
                 pixels = pad_crop(pixels, self._transform, draws[chunk])
@@ -125,11 +126,12 @@ class _FilesPipeline(Batches):
         placement: Placement = _AS_IT_IS,
         spread: bool = False,
         draw: ClassDraw | None = None,
+        part: Part = WHOLE,
     ) -> Iterator[Batch]:
         # A new epoch takes the workers over: an older one must not take its batches.
         mine = self._under_way = object()
         for made in self._workers.batches(
-            self.chunks(epoch, start, spread=spread, draw=draw), epoch
+            self.chunks(epoch, start, spread=spread, draw=draw, part=part), epoch
         ):
             try:
                 some = check_made(made, self._bad, training=self._feed.shuffle)

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from fastprune.artifact import load_state, save_state
+from fastprune.distributed import first
 from fastprune.errors import CheckpointError
 from fastprune.files import sha256_of, write_json
 from fastprune.training import EpochRecord
@@ -60,6 +61,9 @@ class LotteryFiles:
 
     def save(self, path: Path, model: nn.Module) -> None:
         """Writes weights, and their digest after them: a kill in between has both made again."""
+        first(lambda: self._save(path, model))
+
+    def _save(self, path: Path, model: nn.Module) -> None:
         save_state(path, model)
         write_json(self.digests, self._known() | {self._name(path): sha256_of(path)})
 
@@ -122,6 +126,9 @@ class BestEpoch:
 
     def see(self, record: EpochRecord, model: nn.Module) -> None:
         """Told of every epoch; of one that is trained again after a kill, it is told again."""
+        first(lambda: self._see(record, model))
+
+    def _see(self, record: EpochRecord, model: nn.Module) -> None:
         best = self.top1
         if record.validation_top1 is None or (best is not None and record.validation_top1 <= best):
             return

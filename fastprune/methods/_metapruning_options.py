@@ -43,6 +43,9 @@ class MetaPruningOptions(MethodOptions):
     Attributes:
         pruningnet: how the pruningnet is trained. None: SGD at 0.1, momentum 0.9, weight decay
             1e-4, 32 epochs with a tenth of the rate at each quarter, label smoothing 0.1.
+        structures: with several ranks, whether a step of the pruningnet's training is of one
+            structure, ``shared`` by all, as in one process, or of one of each ``rank``. Ranks of
+            different structures have different channels, whose statistics cannot be joined.
         earlier: an earlier run's directory, whose pruningnet is taken instead of training one.
         gene: ids to keep by, in any published layout; given, nothing is searched.
         candidate: number of a candidate of the earlier run's search, whose gene is taken; nothing
@@ -67,6 +70,7 @@ class MetaPruningOptions(MethodOptions):
 
     name: Literal["metapruning"] = "metapruning"
     pruningnet: TrainingOptions | None = None
+    structures: Literal["shared", "rank"] = "shared"
     earlier: str | None = None
     gene: Annotated[tuple[float, ...] | None, BeforeValidator(lambda given: _numbers(given))] = (
         None
@@ -141,6 +145,11 @@ class MetaPruningOptions(MethodOptions):
         if self.earlier is not None and self.pruningnet is not None:
             found.append(
                 "method.pruningnet: that of method.earlier is trained; expected one of the two"
+            )
+        if self.structures == "rank" and self.recipes and self.recipe.batch_norm == "sync":
+            found.append(
+                "method.pruningnet.batch_norm: sync joins the statistics of ranks, whose channels "
+                "differ with method.structures rank; expected rank"
             )
         return found + _recipe_problems(self.pruningnet)
 

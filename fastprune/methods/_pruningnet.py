@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from fastprune.graph.genes import LEVELS, WHOLE
 from fastprune.ops import crop_generated_weights
 from fastprune.training._union import Subnet
 
-__all__ = ["GeneratedSubnets", "PruningNet"]
+__all__ = ["GeneratedSubnets", "PruningNet", "Structures"]
 
 Gene = Sequence[int]
 Governed = Mapping[int, NDArray[np.int64]]
@@ -37,8 +37,9 @@ class PruningNet(nn.Module):
     norms have neither scales nor running statistics: these would be of other structures. Whatever
     else has weights, such as the classifier, has them as in the network.
 
-    In training mode every call is of a structure of its own, drawn from torch's global CPU
-    generator: every free id uniform. In evaluation mode it is `middle`, in which every id is the
+    In training mode a call is of the structure that ``structures`` has for this step, or, where
+    there is none, of one of its own, drawn from torch's global CPU generator: every free id
+    uniform. In evaluation mode it is `middle`, in which every id is the
     middle one; batch norms take the statistics of the batch at hand.
 
     Args:
@@ -73,6 +74,7 @@ class PruningNet(nn.Module):
         # The structure alone, and no part of this module: nothing of it is trained.
         self._structure = (copy.deepcopy(bare).to("meta"),)
         self._graph = graph
+        self.structures: Structures | None = None
         self.generators = nn.ModuleList(
             _Generator(len(encoding.ids), encoding.hidden, layer.shape)
             for layer, encoding in zip(self._layers, table.encodings.values(), strict=True)
@@ -84,14 +86,14 @@ class PruningNet(nn.Module):
         """The gene of all middle ids, about 0.55 of the channels everywhere."""
         return [WHOLE if i in self.table.fixed else LEVELS // 2 for i in range(len(self.table))]
 
-    def draw(self) -> Gene:
-        """A random gene."""
-        ids = torch.randint(LEVELS, (len(self.table),)).tolist()
+    def draw(self, generator: torch.Generator | None = None) -> Gene:
+        """A random gene, of torch's global generator if none is given."""
+        ids = torch.randint(LEVELS, (len(self.table),), generator=generator).tolist()
         return [WHOLE if i in self.table.fixed else level for i, level in enumerate(ids)]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
-            return self.run(x, self.draw())
+            return self.run(x, self.draw() if self.structures is None else self.structures.gene)
         if len(x) == 1:
             # Where maps are 1x1, batch norm refuses one image alone, such as a last one. With
             # another like it, mean and variance are the same.
@@ -166,6 +168,52 @@ class PruningNet(nn.Module):
             out_channels=[out for out, _ in shapes],
             in_channels=[into for _, into in shapes],
         )
+
+
+class Structures:
+    """The structures of a training, one a step; a hook of it, so that its checkpoints have them.
+
+    Args:
+        net: takes its structures from here, from now on.
+        seed: of the structures.
+        rank: of a rank that has structures of its own; None where all ranks have the same.
+
+    Attributes:
+        gene: of this step.
+    """
+
+    def __init__(self, net: PruningNet, seed: int, rank: int | None = None) -> None:
+        self._net, self._seed, self._rank = net, seed, rank
+        self._generator = torch.Generator().manual_seed(seed)
+        self._step = 0
+        self.gene = self._drawn()
+        net.structures = self
+
+    def __call__(self, rate: object) -> None:
+        """After a step: the structure of the next."""
+        self._step += 1
+        self.gene = self._drawn()
+
+    def _drawn(self) -> Gene:
+        if self._rank is not None:
+            # Of rank and step alone: checkpoints hold the first rank's state.
+            words = np.random.SeedSequence((self._seed, self._rank, self._step)).generate_state(2)
+            self._generator.manual_seed(int(words.view(np.uint64)[0] >> np.uint64(1)))
+        return self._net.draw(self._generator)
+
+    def state_dict(self) -> dict[str, object]:
+        """Tensors and plain data."""
+        return {
+            "generator": self._generator.get_state(),
+            "gene": list(self.gene),
+            "step": self._step,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state."""
+        self._generator.set_state(state["generator"].cpu())
+        self._step = state["step"]
+        self.gene = state["gene"] if self._rank is None else self._drawn()
 
 
 class GeneratedSubnets:

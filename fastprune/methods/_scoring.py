@@ -41,6 +41,7 @@ def scorer(
         metric=metric,
         batches=RECALIBRATE_BATCHES if batches is None else batches,
         device=context.device,
+        cost=lambda plan: context.graph.cost(plan).macs,
         progress=context.progress,
     )
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from fastprune.distributed import first, rank
 from fastprune.files import write_atomically
 
 __all__ = ["Trial", "TrialLog", "counts", "front", "steps_in_common"]
@@ -65,7 +66,7 @@ _TRIAL = TypeAdapter(Trial)
 
 
 class TrialLog:
-    """The trials so far, on disk.
+    """The trials so far, on disk; of several ranks the first writes, and all know the same.
 
     Args:
         path: the file; from the first line on that is no trial, such as the part of one that a
@@ -81,14 +82,14 @@ class TrialLog:
         self._path = path
         self._clear()
         whole = []
-        for line in _lines(path):
+        for line in first(lambda: _lines(path)):
             trial = _parsed(line)
             if trial is None or trial.number in self.trials:
                 break
             whole.append(line)
             self._note(trial)
         if not read_only:
-            write_atomically(path, b"".join(whole))
+            first(lambda: write_atomically(path, b"".join(whole)))
 
     def __iter__(self) -> Iterator[Trial]:
         return iter(sorted(self.trials.values(), key=lambda trial: trial.number))
@@ -109,17 +110,18 @@ class TrialLog:
         if not trials:
             return
         lines = _written(trials)
-        # In one write, which no kill comes into the middle of.
-        with self._path.open("ab", buffering=0) as stream:
-            if stream.write(lines) != len(lines):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        if rank() == 0:
+            # In one write, which no kill comes into the middle of.
+            with self._path.open("ab", buffering=0) as stream:
+                if stream.write(lines) != len(lines):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
         for trial in trials:
             self._note(trial)
 
     def cut(self, number: int) -> None:
         """Forgets the trial of this number and all after it, on disk too."""
         stay = [trial for trial in self.trials.values() if trial.number < number]
-        write_atomically(self._path, _written(stay))
+        first(lambda: write_atomically(self._path, _written(stay)))
         self._clear()
         for trial in stay:
             self._note(trial)

@@ -5,7 +5,7 @@ zeros.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from pydantic import Field, StrictInt, field_validator
 from torch import Tensor
 
 from fastprune.criteria import ZeroCounts, zero_counts
-from fastprune.data import Placement
+from fastprune.data import Part, Placement
+from fastprune.distributed import gathered, rank, world
 from fastprune.errors import FastpruneError
 from fastprune.methods import MethodContext, MethodOptions
 from fastprune.training import EarlyStopOptions, FocusOptions, TrainingOptions
@@ -69,7 +70,16 @@ def counted(context: MethodContext, options: FocusedOptions) -> ZeroCounts:
         raise FastpruneError(
             f"method.classes: expected labels of 0 to {known - 1}, got {unknown[0]}"
         )
-    return zero_counts(context.model, context.graph, _images(context, options))
+    # Ranks look at every so many batches, whole ones, which one process would see alike.
+    images = _images(context, options)
+    begun = next(images, None)
+    mine = None
+    if begun is not None:
+        mine = zero_counts(context.model, context.graph, chain([begun], images))
+    found = [counts for counts in gathered(mine) if counts is not None]
+    if not found:
+        raise FastpruneError("zeros: there are no training images; expected at least one")
+    return found[0].merged(*found[1:])
 
 
 def recipe_of(context: MethodContext, options: FocusedOptions) -> TrainingOptions | None:
@@ -92,7 +102,9 @@ def recipe_of(context: MethodContext, options: FocusedOptions) -> TrainingOption
 
 def _images(context: MethodContext, options: FocusedOptions) -> Iterator[tuple[Tensor, Tensor]]:
     placement = Placement(torch.device(context.device))
-    given = islice(context.splits.train.epoch(0, placement=placement), options.batches)
+    part = Part(rank(), world(), dealt=True)
+    batches = None if options.batches is None else len(range(rank(), options.batches, world()))
+    given = islice(context.splits.train.epoch(0, placement=placement, part=part), batches)
     if options.classes is None:
         yield from given
         return
@@ -103,7 +115,7 @@ def _images(context: MethodContext, options: FocusedOptions) -> Iterator[tuple[T
         if chosen.any():
             found = True
             yield x[chosen], y[chosen]
-    if not found:
+    if not any(gathered(found)):
         raise FastpruneError(
             f"method.classes: none of the training images looked at is of {list(options.classes)};"
             " expected more method.batches, or other classes"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastprune.criteria import Scores
 from fastprune.data import Placement
+from fastprune.distributed import alone, first, rank, world
 from fastprune.errors import FastpruneError
 from fastprune.graph import PruningPlan, trace
 from fastprune.graph.units import Units
@@ -36,6 +37,7 @@ from fastprune.search import BeeColony, RandomSearch, SearchAlgorithm
 from fastprune.training import checkpoint
 from fastprune.training._crew import Crew
 from fastprune.training._estimate import epoch_seconds
+from fastprune.training._over_ranks import OverRanks
 from fastprune.training.evaluator import FitnessOptions, TrainedEvaluator
 from fastprune.training.progress import duration
 
@@ -89,8 +91,11 @@ def _trained(
     log: TrialLog,
 ) -> tuple[Trial, dict[str, Tensor]]:
     """The best candidate, each trained, and its weights."""
+    ranks = world()
     evaluator = _evaluator(context, options)
-    _estimate(context, options, algorithm, log)
+    if rank() == 0:
+        with alone():
+            _estimate(context, options, algorithm, log, options.parallel * ranks)
     with _at_a_time(context, options, evaluator) as trainers:
         best = search(
             algorithm,
@@ -135,15 +140,19 @@ def _order(context: MethodContext, options: AbcOptions) -> Scores:
     GPU, or with images read in another way. Codes would then mean other networks.
     """
     kept = context.directory / ORDER
-    if kept.is_file():
-        return checkpoint.read(kept)
+    if not kept.is_file():
+        # The first rank's, which others might rank otherwise.
+        first(lambda: checkpoint.write(kept, _new_order(context, options)))
+    return checkpoint.read(kept)
+
+
+def _new_order(context: MethodContext, options: AbcOptions) -> dict[str, Tensor]:
     placement = Placement(context.device)
     batches = islice(context.splits.train.epoch(0, placement=placement), options.batches)
     scores = channel_order(
         options.inherit, context.model, context.graph, seed=context.seed, batches=batches
     )
-    checkpoint.write(kept, {name: tensor.cpu() for name, tensor in scores.items()})
-    return scores
+    return {name: tensor.cpu() for name, tensor in scores.items()}
 
 
 def _plan(
@@ -191,9 +200,9 @@ def _evaluator(context: MethodContext, options: AbcOptions) -> TrainedEvaluator:
 def _at_a_time(
     context: MethodContext, options: AbcOptions, evaluator: TrainedEvaluator
 ) -> Iterator[Evaluator]:
-    """Who trains: this process, or several that each open network and data anew."""
+    """Who trains: this process, or several that each open network and data anew, on every rank."""
     if options.parallel == 1:
-        yield evaluator
+        yield evaluator if world() == 1 else OverRanks(evaluator, _macs(context))
         return
     if context.reopen is None:
         raise FastpruneError(
@@ -209,8 +218,12 @@ def _at_a_time(
         seed=context.seed,
         device=context.device,
     )
-    with closing(Crew(make, options.parallel)) as crew:
-        yield crew
+    with closing(Crew(make, options.parallel, say=context.progress.note)) as crew:
+        yield crew if world() == 1 else OverRanks(crew, _macs(context))
+
+
+def _macs(context: MethodContext) -> Callable[[PruningPlan], float]:
+    return lambda plan: context.graph.cost(plan).macs
 
 
 def _reopened(
@@ -235,6 +248,7 @@ def _estimate(
     options: AbcOptions,
     algorithm: SearchAlgorithm,
     log: TrialLog,
+    at_a_time: int,
 ) -> None:
     """Says how long the search may take: from what it took so far, or from a measured epoch."""
     train, left = context.splits.train, algorithm.evaluations - len(log)
@@ -251,6 +265,6 @@ def _estimate(
     if left:
         context.progress.note(
             f"search: {left} candidates at most, each trained for {options.calfitness_epoch} "
-            f"epochs of {train.images:,} images: about {duration(left * each / options.parallel)} "
+            f"epochs of {train.images:,} images: about {duration(left * each / at_a_time)} "
             f"({source})"
         )

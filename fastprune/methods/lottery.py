@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from fastprune.artifact import restore
 from fastprune.data import Placement
+from fastprune.distributed import first
 from fastprune.errors import FastpruneError
 from fastprune.files import sha256_of
 from fastprune.graph import apply_plan, mask_plan
@@ -31,6 +33,7 @@ from fastprune.methods._tickets import Structure, Ticket, first_ticket, next_tic
 from fastprune.methods._weight_masks import Masks
 from fastprune.nn import GrowingPenalty
 from fastprune.training import EpochRecord, FitResult, checkpoint, evaluate, fit
+from fastprune.training._run import steps_per_epoch
 
 __all__ = ["LotteryOptions", "lottery"]
 
@@ -66,7 +69,7 @@ def lottery(context: MethodContext, options: LotteryOptions) -> MethodResult:
             ticket = run.ticket(number, ticket)
         if number == len(records):
             records.append(run.state(number, ticket))
-            write_states(run.files.states, records)
+            first(partial(write_states, run.files.states, records))
             context.progress.note(_line(records[-1], options))
     last, trained = records[-1], run.unpruned(0)
     return MethodResult(
@@ -98,8 +101,8 @@ class _Run:
     @property
     def steps(self) -> int:
         """Optimizer steps of a state."""
-        recipe, batches = self.options.train, self.context.splits.train.batches
-        return recipe.epochs * -(-batches // recipe.accumulate)
+        recipe = self.options.train
+        return recipe.epochs * steps_per_epoch(recipe, self.context.splits.train)
 
     def prepare(self) -> None:
         """Writes down the weights that states begin with, where they are known by now."""
@@ -116,8 +119,7 @@ class _Run:
         file = self.files.ticket(number)
         if not file.is_file():
             # Written down: a criterion that looks at data may rank otherwise on a GPU.
-            found = self._next(number, before)
-            checkpoint.write(file, found.state_dict())
+            first(lambda: checkpoint.write(file, self._next(number, before).state_dict()))
         return Ticket.of(checkpoint.read(file))
 
     def _next(self, number: int, before: Ticket) -> Ticket:

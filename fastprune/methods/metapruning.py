@@ -15,6 +15,7 @@ import yaml
 from torch import nn
 
 from fastprune import artifact
+from fastprune.distributed import rank, world
 from fastprune.errors import ArtifactError, FastpruneError
 from fastprune.graph import GeneTable, PruningPlan, apply_plan
 from fastprune.methods import MethodContext, MethodResult, registry
@@ -25,7 +26,7 @@ from fastprune.methods._metapruning_options import (
     algorithm_of,
     table_of,
 )
-from fastprune.methods._pruningnet import GeneratedSubnets, PruningNet
+from fastprune.methods._pruningnet import GeneratedSubnets, PruningNet, Structures
 from fastprune.methods._search import search
 from fastprune.methods._structures import check_structure
 from fastprune.methods._trials import TrialLog, counts, front, steps_in_common
@@ -116,6 +117,7 @@ def _pruningnet(
             ) from None
         return net.to(context.device)
     _explain(context)
+    own = rank() if options.structures == "rank" and world() > 1 else None
     fit(
         net,
         context.splits,
@@ -123,6 +125,7 @@ def _pruningnet(
         directory=context.directory / "pruningnet",
         seed=context.seed,
         device=context.device,
+        after_step=Structures(net, context.seed, own),
         progress=context.progress,
         name="pruningnet",
         field="method.pruningnet",
@@ -169,6 +172,7 @@ def _search(
         precision=options.precision,
         channels_last=options.channels_last,
         memory_limit=options.memory_limit,
+        cost=lambda plan: context.graph.cost(plan).macs,
         progress=context.progress,
     )
     best = search(

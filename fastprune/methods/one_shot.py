@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from fastprune import criteria
 from fastprune.artifact import load_state, restore, save_state
 from fastprune.data import Placement
+from fastprune.distributed import first
 from fastprune.errors import FastpruneError, TrainingError, nearest
 from fastprune.files import write_json
 from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, trace
@@ -200,6 +202,18 @@ def _round(
     budget: dict[str, float] | None,
     number: int,
 ) -> Solved:
+    """The plan of a round, the first rank's: another one might score or measure otherwise."""
+    return first(partial(_solved, context, options, model, graph, budget, number))
+
+
+def _solved(
+    context: MethodContext,
+    options: OneShotOptions,
+    model: nn.Module,
+    graph: ChannelGraph,
+    budget: dict[str, float] | None,
+    number: int,
+) -> Solved:
     prune = context.prune
     generator = torch.Generator().manual_seed(context.seed + number)
     batches = islice(_batches(context, number), options.batches)
@@ -271,4 +285,4 @@ class _RoundFiles:
         return PruningPlan.from_json(json.loads(self.plan_file.read_text()))
 
     def write(self, plan: PruningPlan) -> None:
-        write_json(self.plan_file, plan.to_json())
+        first(lambda: write_json(self.plan_file, plan.to_json()))

@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,9 +19,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from fastprune.config import RunConfig, make_config, to_yaml
 from fastprune.data import Listing
+from fastprune.distributed import first, launched
 from fastprune.errors import ConfigError, DataError, FastpruneError
 from fastprune.files import TEMPORARY, digest_of, sha256_of, write_atomically, write_json
-from fastprune.run.lock import locked
+from fastprune.run.lock import check_shared, locked
 from fastprune.run.paths import (
     BASELINE,
     CONFIG,
@@ -255,6 +256,8 @@ def open_directory(
     Where what is done with it is refused by a FastpruneError before it left a result, nothing of
     it stays.
 
+    Of several ranks the first opens and locks it, for all.
+
     Args:
         path: the folder.
         config: what is to be run; the folder must be new, empty or of the same configuration but
@@ -269,6 +272,21 @@ def open_directory(
         ConfigError: the folder holds something else, a run of another configuration, or a run
             in progress.
     """
+    with ExitStack() as held:
+
+        def opened() -> None:
+            held.enter_context(_opened(path, config, fresh=fresh, replan=replan, moved=moved))
+
+        first(opened)
+        check_shared(path)
+        yield RunDirectory(path)
+
+
+@contextmanager
+def _opened(
+    path: Path, config: RunConfig, *, fresh: bool, replan: bool, moved: bool
+) -> Iterator[None]:
+    """As `open_directory`, in the process that uses it."""
     _refuse_foreign(path)
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
@@ -289,7 +307,7 @@ def open_directory(
         if not (replan and is_run_directory(path)):
             _write_config(path, config)
         try:
-            yield RunDirectory(path)
+            yield
         except FastpruneError:
             if not _holds_results(path):
                 _remove(path, missing)
@@ -308,6 +326,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
+        "ranks": launched(),
         "packages": packages,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from fastprune.config import RunConfig
 from fastprune.data import Normalization
+from fastprune.distributed import first
 from fastprune.errors import ConfigError, TrainingError
 from fastprune.files import write_json
 from fastprune.graph import ChannelGraph
@@ -42,6 +43,7 @@ class EnsembleRun(StagedRun):
     """Each stage works on the files of the ones before it."""
 
     stages = ENSEMBLE_STAGES
+    together = ("baseline", "experts")
 
     @cached_property
     def options(self) -> PapmSplitOptions:
@@ -126,9 +128,7 @@ class EnsembleRun(StagedRun):
             rows.append(self.expert(classes))
             files += self.product(classes)
         kept = {self.directory.expert(classes) for classes in wanted}
-        for folder in self.directory.experts.iterdir():
-            if folder not in kept:
-                shutil.rmtree(folder, ignore_errors=True)
+        first(lambda: _remove_others(self.directory.experts, kept))
         return {"experts": rows}, tuple(files)
 
     def expert(self, classes: Sequence[int]) -> dict[str, Any]:
@@ -266,6 +266,12 @@ def expert_config(
         "latency": config.latency.model_copy(update={"repeats": 0}),
     }
     return config.model_copy(update=changed)
+
+
+def _remove_others(folder: Path, kept: Collection[Path]) -> None:
+    for other in folder.iterdir():
+        if other not in kept:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _stale(folder: Path, config: RunConfig) -> bool:

@@ -1,17 +1,21 @@
-"""Keeping two runs out of one directory."""
+"""Keeping two runs out of one directory, and all ranks of a run in it."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from fastprune.errors import ConfigError
+from fastprune.distributed import first, gathered, world
+from fastprune.errors import ConfigError, RankError
+from fastprune.files import TEMPORARY
 
-__all__ = ["locked"]
+__all__ = ["check_shared", "locked"]
 
 
 @contextmanager
@@ -54,3 +58,28 @@ def _lock(file: Path) -> IO[str] | None:
         return stream
     stream.close()
     return None
+
+
+def check_shared(folder: Path) -> None:
+    """Refuses a folder that not all ranks see as the first does.
+
+    Raises:
+        RankError: on some machines other files are there, or none.
+    """
+    if world() == 1:
+        return
+    name = first(lambda: _marked(folder))
+    seen = gathered((socket.gethostname(), (folder / name).is_file()))
+    first(lambda: (folder / name).unlink())
+    blind = [f"{number} ({host})" for number, (host, sees) in enumerate(seen) if not sees]
+    if blind:
+        raise RankError(
+            f"--out {folder}: what rank 0 ({seen[0][0]}) writes there is not seen by rank "
+            f"{', '.join(blind)}; expected a folder of a file system that all machines share"
+        )
+
+
+def _marked(folder: Path) -> str:
+    name = f"{TEMPORARY}{secrets.token_hex(8)}"
+    (folder / name).touch()
+    return name

@@ -11,6 +11,7 @@ from torch import nn
 from fastprune import models
 from fastprune.config import ModelOptions
 from fastprune.data import DataOptions, Normalization
+from fastprune.distributed import local_rank, rank, world
 from fastprune.errors import ConfigError
 from fastprune.graph import ChannelGraph
 
@@ -37,11 +38,19 @@ class NormalizationChoice(NamedTuple):
 def device_of(name: str) -> torch.device:
     """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` names.
 
+    Of several ranks each has a GPU to itself, that of its number on its machine.
+
     Raises:
-        ConfigError: it is not a device of this machine.
+        ConfigError: it is not a device of this machine, or ranks would have to share one.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if world() > 1 and name == "cuda":
+        name = f"cuda:{local_rank()}"
+    elif world() > 1 and name.startswith("cuda"):
+        raise ConfigError(
+            f"device: got {name!r}, and {world()} ranks have a GPU each; use auto, cuda or cpu"
+        )
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -49,6 +58,11 @@ def device_of(name: str) -> torch.device:
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         there = f"there are {count} CUDA devices" if count else "there is no CUDA device"
+        if world() > 1 and count:
+            raise ConfigError(
+                f"device: rank {rank()} is number {local_rank()} of its machine, but {there}; "
+                "begin one rank a GPU"
+            )
         raise ConfigError(f"device: got {name!r}, but {there}; use auto or cpu")
     return device
 

@@ -13,7 +13,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from fastprune import distributed
 from fastprune.config import RunConfig
+from fastprune.distributed import first, rank, world
 from fastprune.errors import ConfigError, FastpruneError, nearest
 from fastprune.run.checks import check_recipes
 from fastprune.run.directory import RunDirectory, open_directory
@@ -41,6 +43,8 @@ def run(
 ) -> dict[str, Any]:
     """Runs what is left of a run and gives its report, or what the last stage found.
 
+    Inside `fastprune.distributed.started` all ranks call it, and the first one writes.
+
     Args:
         config: what to run.
         path: the run directory.
@@ -57,21 +61,26 @@ def run(
     if until not in kind.stages:
         raise ConfigError(f"--until: unknown stage {until!r}{nearest(until, kind.stages)}")
     device = device_of(config.device)
+    distributed.join(device)
     set_threads(config.threads)
     check_recipes(config, device)
+    progress = choose_progress(quiet=quiet or rank() > 0)
     with (
         open_directory(path, config, fresh=fresh, replan=fresh_search) as directory,
-        closing(kind(config, directory, device, choose_progress(quiet=quiet))) as this,
+        closing(kind(config, directory, device, progress)) as this,
     ):
         this.repeat = shlex.join(part for part in command if part not in _ONCE)
         if fresh_search:
             # First, since a search may have taken days, and what is refused replaces none.
             this.check(this.trace(this.fresh(config.seed).to(device)))
-            directory.replan(config)
+            first(lambda: directory.replan(config))
+        if world() > 1:
+            # By all at once: later the first rank may be the only one that asks for it.
+            this.open()
         record = this.run_until(until)
         if until != "report":
             return {"stage": until, **record.results}
-        _write_page(directory, this.say)
+        first(lambda: _write_page(directory, this.say))
         report: dict[str, Any] = json.loads(directory.report.read_text())
         return report
 

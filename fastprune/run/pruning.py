@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 from fastprune import artifact
 from fastprune.config import RunConfig
 from fastprune.data import Normalization, Splits
+from fastprune.distributed import first
 from fastprune.errors import PlanError
 from fastprune.files import write_json
 from fastprune.graph import ChannelGraph, PruningPlan, apply_plan, mask_plan
@@ -41,6 +42,7 @@ class PruningRun(StagedRun):
     """Each stage works on the files of the ones before it."""
 
     stages = STAGES
+    together = ("baseline", "plan", "finetune")
 
     def inputs(self, stage: str) -> Any:
         match stage:
@@ -115,7 +117,7 @@ class PruningRun(StagedRun):
             latency=config.latency,
         )
         found = methods.get(config.method.name).build(context, config.method)
-        write_json(directory.plan, found.plan.to_json())
+        first(lambda: write_json(directory.plan, found.plan.to_json()))
         files = [directory.plan]
         if found.model is not model:
             artifact.save_state(directory.unpruned, found.model)
@@ -123,21 +125,10 @@ class PruningRun(StagedRun):
         if found.pruned_state is not None:
             artifact.save_state(directory.inherited, found.pruned_state)
             files.append(directory.inherited)
-        # An earlier search's, perhaps of another method.
-        for file in directory.of_methods:
-            file.unlink(missing_ok=True)
-        for file in found.files:
-            directory.take(file)
+        full = {group.name: group.channels for group in context.graph.groups}
+        first(lambda: self.take(found.files, work, full))
         if (work / LATENCY).is_file():
-            directory.take(work / LATENCY)
             files.append(directory.latency_table)
-        # Of the method's own file: one beside the results may be lost or edited later.
-        if (trials := work / directory.trials.name) in found.files:
-            plot_search(directory.search_plot, trials)
-        if (states := work / directory.states.name) in found.files:
-            full = {group.name: group.channels for group in context.graph.groups}
-            for file, draw in state_drawings(read_states(states), full, directory):
-                draw(file)
         results = {
             "digest": found.plan.digest,
             "own_weights": found.model is not model,
@@ -151,6 +142,29 @@ class PruningRun(StagedRun):
             | ({"round_to": prune.round_to} if config.prune.round_to == "auto" else {}),
         }
         return results, tuple(files)
+
+    def take(self, made: Sequence[Path], work: Path, full: Mapping[str, int]) -> None:
+        """Puts a method's files beside the results, and draws them.
+
+        Args:
+            made: the files.
+            work: the method's folder.
+            full: channels of each group of the unpruned network.
+        """
+        directory = self.directory
+        # An earlier search's, perhaps of another method.
+        for file in directory.of_methods:
+            file.unlink(missing_ok=True)
+        for file in made:
+            directory.take(file)
+        if (work / LATENCY).is_file():
+            directory.take(work / LATENCY)
+        # Of the method's own file: one beside the results may be lost or edited later.
+        if (trials := work / directory.trials.name) in made:
+            plot_search(directory.search_plot, trials)
+        if (states := work / directory.states.name) in made:
+            for file, draw in state_drawings(read_states(states), full, directory):
+                draw(file)
 
     # Prune
 
@@ -214,18 +228,20 @@ class PruningRun(StagedRun):
             artifact.restore(small, artifact.load_state(directory.start))
             self.train(small, recipe, work, "fine-tuning", self.teacher(recipe), field)
         metrics = self.measure(small)
-        artifact.save(
-            directory.pruned,
-            small,
-            plan=plan,
-            architecture=config.model.name,
-            options=config.model.options,
-            num_classes=self.num_classes,
-            input_shape=self.info.input_shape,
-            normalization=(self.info.mean, self.info.std),
-            classes=self.info.classes,
-            metrics=metrics,
-            keep=config.prune.keep,
+        first(
+            lambda: artifact.save(
+                directory.pruned,
+                small,
+                plan=plan,
+                architecture=config.model.name,
+                options=config.model.options,
+                num_classes=self.num_classes,
+                input_shape=self.info.input_shape,
+                normalization=(self.info.mean, self.info.std),
+                classes=self.info.classes,
+                metrics=metrics,
+                keep=config.prune.keep,
+            )
         )
         results = {
             "metrics": metrics if recipe is not None else None,

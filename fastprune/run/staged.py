@@ -8,16 +8,18 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from fastprune import artifact
+from fastprune import artifact, distributed
 from fastprune.config import RunConfig
 from fastprune.data import DataInfo, Normalization, Splits
 from fastprune.data import load as load_data
+from fastprune.distributed import first, gathered, rank, same
 from fastprune.files import sha256_of, write_json
 from fastprune.graph import ChannelGraph, trace
 from fastprune.latency import DeviceClock
@@ -43,11 +45,13 @@ class StagedRun(ABC):
 
     Attributes:
         stages: their names, in order; the first is ``baseline``, the last ``report``.
+        together: those that all ranks work on; the others are the first rank's.
         repeat: the command line that repeats the run, for the report.
         records: of the stages so far.
     """
 
     stages: ClassVar[tuple[str, ...]]
+    together: ClassVar[tuple[str, ...]] = ("baseline",)
 
     def __init__(
         self,
@@ -87,28 +91,43 @@ class StagedRun(ABC):
 
     def stage(self, name: str, inputs: Any, make: Callable[[Path], Made]) -> StageRecord:
         """The record of a stage, made now unless it stands already."""
-        key = stage_key(name, inputs)
-        record, why = self.directory.finished(name, key)
-        if record is None:
-            self.say(f"{name}: again, since {why}" if why else name)
-            torch.manual_seed(self.config.seed)
-            if name == self.stages[-1]:
-                # Of what stood before; it is written again once this stage is done.
-                self.directory.page.unlink(missing_ok=True)
-            start = time.perf_counter()
-            try:
-                results, files = make(self.directory.work(name, key))
-            except BaseException:
-                self.directory.leave(name, time.perf_counter() - start)
-                raise
-            seconds = time.perf_counter() - start
-            record = self.directory.finish(
-                name, key, results, files, seconds, bad_images=self.bad_images()
-            )
-        else:
-            self.say(f"{name}: done before")
+        with distributed.stage(name):
+            key = same(stage_key(name, inputs))
+            record, why = first(lambda: self.directory.finished(name, key))
+            if record is None:
+                self.say(f"{name}: again, since {why}" if why else name)
+                record = self.made(name, key, make)
+            else:
+                self.say(f"{name}: done before")
         self.records[name] = record
         return record
+
+    def made(self, name: str, key: str, make: Callable[[Path], Made]) -> StageRecord:
+        """The record of a stage that is made now."""
+        torch.manual_seed(self.config.seed)
+        if name == self.stages[-1]:
+            # Of what stood before; it is written again once this stage is done.
+            first(lambda: self.directory.page.unlink(missing_ok=True))
+        start = time.perf_counter()
+        work = first(lambda: self.directory.work(name, key))
+        try:
+            if name in self.together:
+                results, files = make(work)
+            else:
+                results, files = first(lambda: make(work))
+            bad = tuple(dict.fromkeys(chain(*gathered(self.bad_images()))))
+        except BaseException:
+            if rank() == 0:
+                self.directory.leave(name, time.perf_counter() - start)
+            raise
+        seconds = time.perf_counter() - start
+        return first(
+            lambda: self.directory.finish(name, key, results, files, seconds, bad_images=bad)
+        )
+
+    def open(self) -> None:
+        """Opens the data, which is otherwise done when a stage first asks for it."""
+        _ = self.splits
 
     def close(self) -> None:
         if "splits" in self.__dict__:
@@ -117,7 +136,7 @@ class StagedRun(ABC):
     @cached_property
     def splits(self) -> Splits:
         splits = open_data(self.config, self.normalization.normalization, self.progress)
-        self.directory.hold_images(splits.listings, self.say)
+        first(lambda: self.directory.hold_images(splits.listings, self.say))
         return splits
 
     def bad_images(self) -> tuple[str, ...]:
@@ -212,7 +231,7 @@ class StagedRun(ABC):
         if config.baseline is not None:
             self.train(model, config.baseline, work, "baseline")
         artifact.save_state(self.directory.baseline, model)
-        write_json(self.directory.graph, channel_facts(graph))
+        first(lambda: write_json(self.directory.graph, channel_facts(graph)))
         trained = config.baseline is not None or config.model.weights is not None
         results = {
             "trained": trained,

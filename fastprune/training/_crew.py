@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
@@ -31,9 +32,16 @@ class Crew:
     Args:
         make: makes a process's evaluator; it is pickled.
         size: how many processes.
+        say: told where memory is too small for so many.
     """
 
-    def __init__(self, make: Callable[[], TrainedEvaluator], size: int) -> None:
+    def __init__(
+        self,
+        make: Callable[[], TrainedEvaluator],
+        size: int,
+        say: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        self._most, self._say = size, say
         threads = max(1, torch.get_num_threads() // size)
         # Forked processes cannot use CUDA, nor torch's threads.
         context = multiprocessing.get_context("spawn")
@@ -41,25 +49,53 @@ class Crew:
         self._pool = ProcessPoolExecutor(
             size, mp_context=context, initializer=_begin, initargs=(make, threads, told)
         )
-        self._asked: Sequence[Future[Outcome]] = ()
+        self._asked: list[Future[Outcome]] = []
 
-    def outcomes(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Outcome]]:
+    def outcomes(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Outcome]]:
         """The outcome of each request, as they come to be known.
+
+        Where memory is too small for as many at a time, half as many go on.
 
         Raises:
             TrainingError: as `TrainedEvaluator.outcome`, or a process was killed.
         """
-        with without_interrupts():
-            asked = {self._pool.submit(_work, request): request for request in requests}
-        self._asked = tuple(asked)
+        waiting, again = iter(requests), list[Request]()
+        running: dict[Future[Outcome], Request] = {}
         try:
-            for future in as_completed(asked):
-                yield asked[future], future.result()
+            while True:
+                while len(running) < self._most:
+                    request = again.pop() if again else next(waiting, None)
+                    if request is None:
+                        break
+                    with without_interrupts():
+                        future = self._pool.submit(_work, request)
+                    running[future] = request
+                    self._asked.append(future)
+                if not running:
+                    return
+                for future in wait_for(running, return_when=FIRST_COMPLETED).done:
+                    request = running.pop(future)
+                    try:
+                        outcome = future.result()
+                    except torch.OutOfMemoryError:
+                        if self._most == 1:
+                            raise
+                        self._halve()
+                        again.append(request)
+                    else:
+                        yield request, outcome
         except BrokenProcessPool:
             raise TrainingError(
                 "method.parallel: a process that trained candidates was killed, or its network "
                 "could not be opened; memory may be too small for so many at a time"
             ) from None
+
+    def _halve(self) -> None:
+        before, self._most = self._most, self._most // 2
+        self._say(
+            f"method.parallel: memory is too small for {before} candidates at a time; going on "
+            f"with {self._most}"
+        )
 
     def close(self) -> None:
         """Ends the processes; what they had under way goes on in a later crew."""
@@ -100,4 +136,9 @@ def _end_when(told: Connection) -> None:
 def _work(request: Request) -> Outcome:
     if _evaluator is None:
         raise RuntimeError("the process has no evaluator")
-    return _evaluator.outcome(request)
+    try:
+        return _evaluator.outcome(request)
+    except torch.OutOfMemoryError:
+        # Others are to have it, and this process as it tries again.
+        torch.cuda.empty_cache()
+        raise

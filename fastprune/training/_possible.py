@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastprune.data import InputPipeline
+from fastprune.distributed import world
 from fastprune.training._capture import capture_refusal
 from fastprune.training._compile import compile_refusal
 from fastprune.training._device import precision_refusal
@@ -35,7 +36,9 @@ def impossible(
         found.append(f"precision: {why}")
     if options.capture is True and (why := uncapturable(options, device, train)) is not None:
         found.append(f"capture: {why}; use auto or false")
-    if options.compile and (why := compile_refusal()) is not None:
+    if options.compile and world() > 1:
+        found.append(f"compile: is for one process, and these are {world()} ranks; use false")
+    elif options.compile and (why := compile_refusal()) is not None:
         found.append(f"compile: {why}; use false")
     if options.focus is not None and train is not None:
         last = train.highest_label
@@ -62,6 +65,8 @@ def uncapturable(
         return "compile: true"
     if (anywhere := capture_refusal(device, train)) is not None:
         return anywhere
+    if world() > 1:
+        return f"{world()} ranks exchange gradients in every step"
     if options.accumulate > 1:
         return f"accumulate: a step is {options.accumulate} batches"
     if options.precision == "fp16":

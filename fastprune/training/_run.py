@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from fastprune.data import ClassDraw, InputPipeline, Splits
+from fastprune.data import ClassDraw, InputPipeline, Part, Splits
+from fastprune.distributed import broadcast_state, rank, same, world
 from fastprune.errors import DataError, TrainingError
 from fastprune.files import digest_of
 from fastprune.training._alone import images_between, left_alone
@@ -26,7 +28,7 @@ from fastprune.training.recalibrate import recalibrate_batch_norm
 from fastprune.training.result import EpochRecord, FitResult, best_epoch, stalled
 from fastprune.training.schedule import learning_rate
 
-__all__ = ["Run", "identity_of"]
+__all__ = ["Run", "identity_of", "part_of", "steps_per_epoch"]
 
 
 class Run:
@@ -60,16 +62,21 @@ class Run:
         self._best: dict[str, torch.Tensor] | None = None
         self._pace = Pace()
         self._kept = "no checkpoint was written yet"
+        self._part = part_of(options, splits.train)
+        ours = splits.train.images, splits.train.batch_size
+        self._mine, self._all = self._part.of(*ours), self._part.all_of(*ours)
+        # Steps until ranks ask the first one whether a checkpoint is due.
+        self._quiet = 0
         self.epoch = self.batch = 0
         self.history: list[EpochRecord] = []
 
     @property
     def total_batches(self) -> int:
-        return self._options.epochs * self._splits.train.batches
+        return self._options.epochs * self._mine.batches
 
     @property
     def done_batches(self) -> int:
-        return self.epoch * self._splits.train.batches + self.batch
+        return self.epoch * self._mine.batches + self.batch
 
     def over(self) -> bool:
         """Whether all epochs are done, or early stopping or the caller ends them."""
@@ -80,7 +87,7 @@ class Run:
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """What is left of the epoch."""
         placement = self._step.placement
-        given: dict[str, Any] = {"placement": placement}
+        given: dict[str, Any] = {"placement": placement, "part": self._part}
         if (focus := self._options.focus) is not None:
             given["draw"] = ClassDraw(focus.classes, focus.sample_ratio)
         return self._pace.of(self._splits.train.epoch(self.epoch, self.batch, **given))
@@ -90,20 +97,39 @@ class Run:
         return self._rate_at(self.batch)
 
     def share(self) -> float:
-        """The next batch's share of the images of its step."""
-        pipeline, accumulate = self._splits.train, self._options.accumulate
+        """The next batch's share of the images of its step, which all ranks together have.
+
+        Gradients of ranks are averaged, so it is as many times larger.
+        """
+        accumulate = self._options.accumulate
         first = self.batch - self.batch % accumulate
-        images = images_between(pipeline, first, first + accumulate)
-        return images_between(pipeline, self.batch, self.batch + 1) / images
+        images = images_between(self._all, first, first + accumulate)
+        return world() * images_between(self._mine, self.batch, self.batch + 1) / images
 
     def ends_step(self) -> bool:
         """Whether the next batch is its step's last."""
         after = self.batch + 1
-        return after % self._options.accumulate == 0 or after == self._splits.train.batches
+        return after % self._options.accumulate == 0 or after == self._mine.batches
+
+    def seed_ranks(self, seed: int) -> None:
+        """Lets dropout draw otherwise on every rank, and at this step alike whenever it is done.
+
+        One process draws on from where it is, which checkpoints hold.
+        """
+        if world() > 1:
+            sequence = np.random.SeedSequence((seed, rank(), self.done_batches))
+            torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
     def leaves_out(self, labels: torch.Tensor) -> bool:
         """Whether the next batch is one to leave out; then it counts as done."""
-        alone = left_alone(self._splits.train, self.batch, len(labels))
+        alone = left_alone(self._mine, self.batch, len(labels))
+        if alone and world() > 1:
+            # All ranks have to take part in a step.
+            raise DataError(
+                f"{self._name}: of batch {self.batch + 1} of epoch {self.epoch + 1} rank {rank()} "
+                f"could read one image alone of its {self._mine.batch_size}; mend or remove "
+                f"{self._bad_images()}"
+            )
         self.batch += alone
         return alone
 
@@ -121,7 +147,9 @@ class Run:
         self._pace.images += len(labels)
         if seen is None:
             return {}
-        return {"epoch": self.epoch + 1, "loss": seen, **self._pace.figures()}
+        figures = self._pace.figures()
+        figures["images_per_second"] *= world()
+        return {"epoch": self.epoch + 1, "loss": seen, **figures}
 
     def close_epoch(self) -> dict[str, float]:
         """Reads the epoch's figures, validates, and turns to the next; gives figures to show.
@@ -131,15 +159,23 @@ class Run:
             DataError: every batch was left out.
         """
         if not self._totals.images:
-            names = self._splits.train.bad_images
             raise DataError(
                 f"{self._name}: of every training batch of epoch {self.epoch + 1} one image alone "
-                f"can be read; mend or remove {', '.join(names[:5])}"
-                + (", …" if len(names) > 5 else "")
+                f"can be read; mend or remove {self._bad_images()}"
+            )
+        if world() > 1 and self.batch < self._mine.batches:
+            raise DataError(
+                f"{self._name}: of a training batch of epoch {self.epoch + 1} rank {rank()} could "
+                f"read no image; mend or remove {self._bad_images()}"
             )
         self._guard.check(self._kept)
+        self._totals.add_ranks()
         train = self._totals.read()
         seconds, figures = self._pace.seconds, self._pace.figures()
+        if world() > 1:
+            figures["images_per_second"] = self._totals.images / max(seconds, 1e-9)
+            if self._options.batch_norm == "rank":
+                broadcast_state(self._model)
         validation = self._validate()
         record = EpochRecord(
             epoch=self.epoch + 1,
@@ -157,6 +193,8 @@ class Run:
             step_reason=self._step.reason,
             validation_focus=self._accuracy_in_focus(validation),
         )
+        # Times are the first rank's.
+        record = same(record)
         self.history.append(record)
         self._store.append_metrics(asdict(record))
         if self._options.keep == "best" and best_epoch(self.history) == record.epoch:
@@ -176,15 +214,33 @@ class Run:
         Raises:
             TrainingError: losses or weights are not finite; nothing was written.
         """
-        if not self._store.due(epoch_closed=epoch_closed):
+        if not self._due(epoch_closed=epoch_closed):
             return
         self._guard.check(self._kept)
         check_weights(self._model, self._name, self._kept)
-        self._store.save(self._state())
+        state = self._state()
+        if rank() == 0:
+            self._store.save(state)
         self._kept = (
             f"the checkpoint of epoch {self.epoch + 1} after {self.batch} batches is kept in "
             f"{self._store.directory}"
         )
+
+    def _due(self, *, epoch_closed: bool) -> bool:
+        """Whether it is time, for all ranks together.
+
+        Those after the first ask it now and then: by its pace, half way to the next time.
+        """
+        if world() == 1:
+            return self._store.due(epoch_closed=epoch_closed)
+        self._quiet -= 1
+        if self._quiet > 0 and not epoch_closed:
+            return False
+        each = self._pace.seconds / max(self.batch, 1)
+        wait = min(self._store.wait(), _LONGEST_QUIET * each)
+        steps = max(1, int(wait / 2 / max(each, 1e-9)))
+        due, self._quiet = same((self._store.due(epoch_closed=epoch_closed), steps))
+        return due
 
     def resume(self) -> None:
         """Goes on from the newest checkpoint, where there is one."""
@@ -192,7 +248,9 @@ class Run:
         if state is not None:
             self._step.load_state_dict(state["step"])
             self._hooks.load_state_dict(state.get("hooks"))
-            self._totals.load_state_dict(state["totals"])
+            if rank() == 0:
+                # They are those of all ranks.
+                self._totals.load_state_dict(state["totals"])
             self._best = state["best"]
             self._pace.load_state_dict(state["pace"])
             self.epoch, self.batch = state["epoch"], state["batch"]
@@ -224,6 +282,8 @@ class Run:
         else:
             validation = _metrics_of(self.history[kept - 1], self._splits.validation)
         self._model.to(memory_format=torch.contiguous_format)
+        # Statistics taken anew on GPUs, and those kept by each rank, may differ in a bit.
+        broadcast_state(self._model)
         result = {
             "model": self._model.state_dict(),
             "kept_epoch": kept,
@@ -233,6 +293,8 @@ class Run:
             "hooks": self._hooks.state_dict(),
         }
         self._store.finish(result)
+        # Where others would read it, it is there.
+        same(None)
         return _fit_result(result)
 
     def restore_result(self, result: State) -> FitResult:
@@ -244,8 +306,9 @@ class Run:
 
     def _rate_at(self, batch: int) -> float:
         accumulate = self._options.accumulate
-        steps = -(-self._splits.train.batches // accumulate)
-        return learning_rate(self._options, self.epoch * steps + batch // accumulate, steps)
+        steps = steps_per_epoch(self._options, self._splits.train)
+        rate = learning_rate(self._options, self.epoch * steps + batch // accumulate, steps)
+        return rate * world() if self._options.scale_batch else rate
 
     def _validate(self) -> Metrics | None:
         if self._splits.validation is None:
@@ -280,12 +343,23 @@ class Run:
             )
         return found
 
+    def _bad_images(self) -> str:
+        names = self._splits.train.bad_images
+        return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+    def _all_totals(self) -> dict[str, Any]:
+        """Those of all ranks, with which the first goes on alone."""
+        totals = Totals(self._device)
+        totals.load_state_dict(self._totals.state_dict())
+        totals.add_ranks()
+        return totals.state_dict()
+
     def _state(self) -> State:
         cuda = self._device.type == "cuda"
         return {
             "step": self._step.state_dict(),
             "hooks": self._hooks.state_dict(),
-            "totals": self._totals.state_dict(),
+            "totals": self._all_totals(),
             "best": self._best,
             "pace": self._pace.state_dict(),
             "precision": name_of(self._step.dtype),
@@ -296,6 +370,21 @@ class Run:
             "cuda_rng": torch.cuda.get_rng_state(self._device) if cuda else None,
         }
 
+
+def part_of(options: TrainingOptions, pipeline: InputPipeline) -> Part:
+    """What of the training images this rank sees."""
+    size = pipeline.batch_size * world() if options.scale_batch else None
+    return Part(rank(), world(), batch_size=size)
+
+
+def steps_per_epoch(options: TrainingOptions, pipeline: InputPipeline) -> int:
+    """Optimizer steps of an epoch."""
+    whole = part_of(options, pipeline).all_of(pipeline.images, pipeline.batch_size)
+    return -(-whole.batches // options.accumulate)
+
+
+_LONGEST_QUIET = 1000
+"""Steps, so that ranks ask the first one twice as often at least."""
 
 _HARMLESS = {"checkpoint_every", "compile", "capture"}
 """Options that may change when a training goes on: they choose among equal ways of computing."""
@@ -314,6 +403,8 @@ def identity_of(
         "validation": validation.images if validation else 0,
         "images": {part: of.content for part, of in splits.listings.items()},
         "normalization": [splits.info.mean, splits.info.std],
+        # Other ranks than before would take other steps.
+        "ranks": world() if options.scale_batch else None,
         "tensors": {name: list(t.shape) for name, t in model.state_dict().items()},
     }
     return digest_of(facts)

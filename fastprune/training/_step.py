@@ -7,19 +7,24 @@ function of torch.compile. Captured: all of it, the update too, as one CUDA grap
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fastprune.data import InputPipeline, Placement
+from fastprune.distributed import sum_over_ranks, world
 from fastprune.errors import TrainingError
 from fastprune.training._capture import Captured, CudaGraphs
 from fastprune.training._compile import Compiled
 from fastprune.training._device import autocast, precision_of
 from fastprune.training._hooks import AfterBackward, AfterStep, owner_of
 from fastprune.training._possible import uncapturable
+from fastprune.training._synced import SyncedBatchNorm
 from fastprune.training.distill import distillation_loss, label_loss
 from fastprune.training.evaluate import check_classes
 from fastprune.training.options import TrainingOptions
@@ -86,6 +91,8 @@ class TrainingStep:
         if options.focus is not None:
             self._focus = torch.tensor(options.focus.classes, device=device)
         self._after_backward, self._after_step = hooks
+        # What is called in the network's place, and adds the gradients of ranks.
+        self._net = model if world() == 1 else _parallel(model, options, device)
         self._compiled: Compiled | None = None
         if options.compile:
             self._compiled = Compiled(self._forward, images=pipeline.batch_size, say=say)
@@ -142,7 +149,8 @@ class TrainingStep:
             self._rate.fill_(rate)
             loss, logits = self._captured(x, y)
             return loss, logits, y
-        loss, logits = self._backward(x, y, share)
+        with nullcontext() if last else self._unsynced():
+            loss, logits = self._backward(x, y, share)
         if last:
             self._update(rate)
         return loss, logits, y
@@ -155,6 +163,8 @@ class TrainingStep:
     def close(self) -> None:
         """Lets go of graphs and compiled code, which refer to this step and hold memory."""
         self._captured = self._compiled = None
+        # What it hung on the weights goes with it.
+        self._net = self._model
 
     def _whole(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """A step of one batch, at the learning rate that lies on the device."""
@@ -170,9 +180,16 @@ class TrainingStep:
         torch.autograd.backward(self._scaler.scale(loss if share == 1 else loss * share))
         return loss.detach(), logits.detach()
 
+    def _unsynced(self) -> AbstractContextManager[object]:
+        """In which gradients stay on their rank, to be added with those of the step's last."""
+        net = self._net
+        return net.no_sync() if isinstance(net, DistributedDataParallel) else nullcontext()
+
     def _forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        synced = world() > 1 and self._options.batch_norm == "sync"
         with autocast(self.dtype, self._device):
-            logits = self._model(x)
+            with SyncedBatchNorm() if synced else nullcontext():
+                logits = self._net(x)
             check_classes(logits, len(y), self._highest_label, self._name)
             return self._loss(x, logits, y), logits
 
@@ -206,8 +223,9 @@ class TrainingStep:
     def _loss(self, x: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         smoothing, distill = self._options.label_smoothing, self._options.distill
         weights = self._weights_of(y)
+        total = None if weights is None or world() == 1 else _total_of(weights)
         if self._teacher is None or distill is None:
-            return label_loss(logits, y, label_smoothing=smoothing, weights=weights)
+            return label_loss(logits, y, label_smoothing=smoothing, weights=weights, total=total)
         with torch.no_grad():
             taught = self._teacher(x)
         return distillation_loss(
@@ -218,6 +236,7 @@ class TrainingStep:
             alpha=distill.alpha,
             label_smoothing=smoothing,
             weights=weights,
+            total=total,
         )
 
     def _weights_of(self, y: torch.Tensor) -> torch.Tensor | None:
@@ -245,6 +264,30 @@ class TrainingStep:
         self._scaler.load_state_dict(state["scaler"])
         if self._captured is not None:
             self._captured.forget()
+
+
+def _parallel(
+    model: nn.Module, options: TrainingOptions, device: torch.device
+) -> DistributedDataParallel:
+    """The network of this rank among those of the others, with the first one's weights."""
+    # Newer torch warns of the older name.
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    buffers: dict[str, Any] = {name: options.batch_norm == "broadcast"}
+    return DistributedDataParallel(
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        **buffers,
+        gradient_as_bucket_view=True,
+        # Its first step decides, and must not be one without an exchange.
+        static_graph=options.accumulate == 1,
+    )
+
+
+def _total_of(weights: Tensor) -> Tensor:
+    """What a rank's weighted sum is divided by, so that the mean over ranks is that of all."""
+    sums = sum_over_ranks(torch.stack((weights.sum(), weights.new_tensor(len(weights)))))
+    return sums[0] / sums[1] * len(weights)
 
 
 def _capturable(hook: Callable[..., object]) -> bool:

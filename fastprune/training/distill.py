@@ -14,6 +14,7 @@ def label_loss(
     *,
     label_smoothing: float = 0.0,
     weights: torch.Tensor | None = None,
+    total: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross entropy, in fp32: the mean over the batch.
 
@@ -22,13 +23,14 @@ def label_loss(
         labels: ``[N]``.
         label_smoothing: share of every label that is spread over all classes.
         weights: ``[N]`` of the images in the mean, as class weights are in torch's.
+        total: what the weighted sum is divided by; None: the sum of the weights.
     """
     if weights is None:
         return functional.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
     losses = functional.cross_entropy(
         logits.float(), labels, label_smoothing=label_smoothing, reduction="none"
     )
-    return (losses * weights).sum() / weights.sum()
+    return (losses * weights).sum() / (weights.sum() if total is None else total)
 
 
 def distillation_loss(
@@ -40,6 +42,7 @@ def distillation_loss(
     alpha: float,
     label_smoothing: float = 0.0,
     weights: torch.Tensor | None = None,
+    total: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """(1 - α) · CE(logits, labels) + α · T² · KL(teacher ‖ network), mean over the batch, fp32.
 
@@ -53,9 +56,12 @@ def distillation_loss(
         alpha: α, the teacher's share.
         label_smoothing: of the cross entropy.
         weights: likewise, as in `label_loss`.
+        total: likewise.
     """
     own = functional.log_softmax(logits.float() / temperature, dim=1)
     taught = functional.log_softmax(teacher_logits.float() / temperature, dim=1)
     divergence = functional.kl_div(own, taught, reduction="batchmean", log_target=True)
-    hard = label_loss(logits, labels, label_smoothing=label_smoothing, weights=weights)
+    hard = label_loss(
+        logits, labels, label_smoothing=label_smoothing, weights=weights, total=total
+    )
     return (1 - alpha) * hard + alpha * temperature**2 * divergence

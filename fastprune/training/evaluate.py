@@ -8,11 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fastprune.data import InputPipeline, Placement
+from fastprune.data import InputPipeline, Part, Placement
+from fastprune.distributed import rank, world
 from fastprune.errors import TrainingError
 from fastprune.training._capture import Captured, CudaGraphs, capture_refusal
 from fastprune.training._compile import Compiled
 from fastprune.training._device import autocast, kept_modes, precision_of
+from fastprune.training._in_halves import InHalves
 from fastprune.training._pace import Pace
 from fastprune.training.metrics import Metrics, Totals
 from fastprune.training.options import Capture, Precision
@@ -34,7 +36,7 @@ def evaluate(
     progress: Progress | None = None,
     name: str = "evaluate",
 ) -> Metrics:
-    """Accuracy and cross entropy over one pass of a pipeline.
+    """Accuracy and cross entropy over one pass of a pipeline, whose batches ranks share.
 
     The network, which is on ``device``, is put into evaluation mode for it; its modes and weights
     are afterwards as they were.
@@ -49,13 +51,18 @@ def evaluate(
     dtype = precision_of(precision, device)
     told = progress or SilentProgress()
 
+    def say(message: str) -> None:
+        told.note(f"{name}: {message}")
+
+    halves = InHalves(say)
+
     def forward(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         # Inside, so that a graph holds the conversion of the weights too.
         with autocast(dtype, device):
-            return (model(x),)
-
-    def say(message: str) -> None:
-        told.note(f"{name}: {message}")
+            if compile:
+                return (model(x),)
+            parts = halves.parts(model, x)
+            return (parts[0] if len(parts) == 1 else torch.cat(parts),)
 
     run: Callable[..., tuple[torch.Tensor, ...]] = forward
     if compile:
@@ -72,17 +79,20 @@ def evaluate(
             field=f"{name}.capture",
         )
     totals, pace = Totals(device, by_class), Pace()
-    title = told.start(name, pipeline.batches, "batches")
+    part = Part(rank(), world(), dealt=True)
+    batches = part.of(pipeline.images, pipeline.batch_size).batches
+    title = told.start(name, batches, "batches")
     with title as task, kept_modes(model), torch.no_grad():
         model.eval()
         placement = Placement(device, channels_last=channels_last)
-        for x, y in pace.of(pipeline.epoch(0, placement=placement)):
+        for x, y in pace.of(pipeline.epoch(0, placement=placement, part=part)):
             (logits,) = run(x)
             check_classes(logits, len(y), pipeline.highest_label, name)
             loss = functional.cross_entropy(logits.float(), y)
             totals.add(logits, y, loss)
             pace.images += len(y)
             task.advance(1, **pace.figures())
+    totals.add_ranks()
     if not totals.images:
         raise TrainingError(f"{name}: there are no images to evaluate on")
     return totals.read()

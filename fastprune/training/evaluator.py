@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fastprune.data import InputPipeline, Splits
+from fastprune.distributed import alone, first, rank
 from fastprune.errors import DivergenceError, TrainingError
 from fastprune.graph import ChannelGraph, PruningPlan, apply_plan
 from fastprune.training._race import Race
@@ -88,6 +89,8 @@ class Outcome:
 class TrainedEvaluator:
     """Trains candidates cut out of one network, all alike: same images, order and seed.
 
+    Each is trained by one rank, as it would be in a process without others.
+
     What a candidate's training leaves is kept under ``directory`` until `forget`, so an
     interrupted one goes on where it was, and a finished one is not trained again.
 
@@ -124,7 +127,7 @@ class TrainedEvaluator:
         # Validation at the end of every epoch would cost time and change nothing.
         self._splits = replace(splits, validation=None)
 
-    def outcomes(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Outcome]]:
+    def outcomes(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Outcome]]:
         """The outcome of each request, as they come to be known; here one after the other."""
         for request in requests:
             yield request, self.outcome(request)
@@ -136,12 +139,13 @@ class TrainedEvaluator:
             TrainingError: the recipe cannot be followed here.
             DataError: an image cannot be read.
         """
-        small = self._cut(request.plan)
         begun = time.perf_counter()
-        try:
-            found = self._train(small, request)
-        except DivergenceError:
-            found = Outcome(0.0, epochs=0, seconds=0.0, diverged=True)
+        with alone():
+            small = self._cut(request.plan)
+            try:
+                found = self._train(small, request)
+            except DivergenceError:
+                found = Outcome(0.0, epochs=0, seconds=0.0, diverged=True)
         return replace(found, seconds=time.perf_counter() - begun)
 
     def _train(self, small: nn.Module, request: Request) -> Outcome:
@@ -174,6 +178,9 @@ class TrainedEvaluator:
 
     def trained(self, plan: PruningPlan) -> dict[str, torch.Tensor]:
         """The weights of a candidate that was trained and not forgotten, on the CPU."""
+        return first(lambda: self._trained(plan))
+
+    def _trained(self, plan: PruningPlan) -> dict[str, torch.Tensor]:
         small = self._cut(plan)
         # A training that ended gives its stored result.
         fit(
@@ -190,7 +197,7 @@ class TrainedEvaluator:
 
     def forget(self, digests: Iterable[str]) -> None:
         """Removes what the trainings of these plans left."""
-        for digest in digests:
+        for digest in digests if rank() == 0 else ():
             shutil.rmtree(self._folder(digest), ignore_errors=True)
 
     def _cut(self, plan: PruningPlan) -> nn.Module:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from fastprune.distributed import sum_over_ranks
+
 __all__ = ["Metrics", "Totals"]
 
 
@@ -76,6 +78,14 @@ class Totals:
             self._by_class += torch.stack(((own & right[:, :1]).sum(0), own.sum(0)))
         self._loss += loss.detach().double() * len(labels)
         self.images += len(labels)
+
+    def add_ranks(self) -> None:
+        """Adds what other ranks have; all of them then have the same."""
+        images = torch.tensor([self.images], device=self._counts.device)
+        for sums in (self._counts, self._loss, self._by_class, images):
+            if sums.numel():
+                sum_over_ranks(sums)
+        self.images = int(images)
 
     def read(self) -> Metrics:
         """The means so far.

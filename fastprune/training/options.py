@@ -131,6 +131,17 @@ class TrainingOptions(_Options):
     accumulate: int = Field(
         default=1, ge=1, description="Batches whose gradients are joined into one step."
     )
+    scale_batch: bool = Field(
+        default=False,
+        description="With several ranks: each takes data.batch_size images a step, and the "
+        "learning rate is multiplied by the number of ranks; otherwise they share these images.",
+    )
+    batch_norm: Literal["sync", "broadcast", "rank"] = Field(
+        default="sync",
+        description="With several ranks, batch norm's statistics: sync takes them over the "
+        "images of all, as one process would; rank over each one's own, and keeps the running "
+        "ones of the first; broadcast gives these to all at every step.",
+    )
     distill: DistillOptions | None = Field(
         default=None, description="Learn from the unpruned network too."
     )

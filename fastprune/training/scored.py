@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastprune.data import Placement, Splits
+from fastprune.distributed import gathered, rank, world
 from fastprune.errors import TrainingError
 from fastprune.graph import PruningPlan
+from fastprune.training._over_ranks import parts_of
 from fastprune.training._racing import Racing
 from fastprune.training._union import Subnet
 from fastprune.training.evaluate import check_classes
@@ -22,12 +26,15 @@ from fastprune.training.shared import SharedEvaluator
 
 __all__ = ["ScoredEvaluator"]
 
+T = TypeVar("T")
+
 
 class ScoredEvaluator:
     """Measures candidates with the weights they are given; nothing is trained.
 
     The candidates of one call are one population: steps that they have in common are run once, and
-    with ``racing`` they are held against each other, so their outcomes are known together.
+    with ``racing`` they are held against each other, so their outcomes are known together. Ranks
+    take a part of them each, and share steps within it.
 
     Args:
         subnets: the networks of some plans, with their weights on ``device``.
@@ -44,6 +51,7 @@ class ScoredEvaluator:
         precision: of the arithmetic.
         channels_last: memory format of the images.
         memory_limit: bytes that results may take, of recalibration and of measuring.
+        cost: of a plan's network, such as its MACs, by which ranks get alike much to do.
         progress: shows both.
 
     Raises:
@@ -65,6 +73,7 @@ class ScoredEvaluator:
         precision: Precision = "fp32",
         channels_last: bool = False,
         memory_limit: float = 4e9,
+        cost: Callable[[PruningPlan], float] | None = None,
         progress: Progress | None = None,
     ) -> None:
         if racing is not None and racing < 1:
@@ -75,7 +84,7 @@ class ScoredEvaluator:
         self._batches, self._racing = batches, racing
         self._device, self._precision = device, precision
         self._placement = Placement(device, channels_last=channels_last)
-        self._limit = memory_limit
+        self._limit, self._cost = memory_limit, cost
         self._progress = progress or SilentProgress()
         self._steps = self._images = (0, 0)
 
@@ -104,22 +113,26 @@ class ScoredEvaluator:
         if not requests:
             return
         begun = time.perf_counter()
+        plans = [request.plan for request in requests]
+        mine = parts_of(plans, self._cost)[rank()]
         shared = SharedEvaluator(
-            self._subnets([request.plan for request in requests]),
+            self._subnets([plans[number] for number in mine]),
             self._example,
             device=self._device,
             precision=self._precision,
             channels_last=self._placement.channels_last,
             memory_limit=self._limit,
+            say=self._progress.note,
         )
-        if self._batches:
+        if self._batches and mine:
             shared.recalibrate(self._train, self._batches, progress=self._progress)
-        found = self._measure(shared, len(requests))
-        run, alone = shared.steps
-        self._steps = self._steps[0] + run, self._steps[1] + alone
+        found = self._measure(shared, mine, len(requests))
+        for run, alone in gathered(shared.steps):
+            self._steps = self._steps[0] + run, self._steps[1] + alone
+        common = _merged(gathered(dict(zip(mine, shared.common, strict=True))))
         seconds = (time.perf_counter() - begun) / len(requests)
-        rows = zip(requests, found, shared.common, strict=True)
-        for request, (fitness, images, dropped, finite), common in rows:
+        rows = zip(requests, found, strict=True)
+        for number, (request, (fitness, images, dropped, finite)) in enumerate(rows):
             yield (
                 request,
                 Outcome(
@@ -129,15 +142,25 @@ class ScoredEvaluator:
                     stopped=dropped,
                     diverged=not finite,
                     images=images,
-                    common=common,
+                    common=common[number],
                 ),
             )
 
-    def _measure(self, shared: SharedEvaluator, count: int) -> list[tuple[float, int, bool, bool]]:
-        """Of each candidate: fitness, images it saw, whether it was dropped, and was finite."""
+    def _measure(
+        self, shared: SharedEvaluator, mine: Sequence[int], count: int
+    ) -> list[tuple[float, int, bool, bool]]:
+        """Of each candidate: fitness, images it saw, whether it was dropped, and was finite.
+
+        Args:
+            shared: of the candidates of this rank.
+            mine: their numbers among all.
+            count: of all.
+        """
         pipeline = self._measured
         race = Racing(count, self._racing, pipeline.images)
-        finite = torch.ones(count, dtype=torch.bool, device=self._device)
+        place = {number: here for here, number in enumerate(mine)}
+        finite = torch.ones(len(mine), dtype=torch.bool, device=self._device)
+        unsaid: list[dict[int, NDArray[np.bool_]]] = []
         seen = 0
         # Images of a folder come class by class, and nothing can be said from the first few of
         # those; without racing they come as everywhere else.
@@ -145,27 +168,49 @@ class ScoredEvaluator:
         epoch = pipeline.epoch(0, placement=self._placement, spread=spread)
         with self._progress.start("measure", pipeline.batches, "batches") as task:
             for x, y in epoch:
-                candidates = race.remaining
-                found = shared.logits(x, candidates)
+                numbers = [number for number in race.remaining if number in place]
+                # With fewer candidates than ranks one may have none.
+                places = [place[number] for number in numbers]
+                found = shared.logits(x, places) if places else {}
                 right = []
-                for candidate in candidates:
-                    logits = found[candidate]
+                for number in numbers:
+                    here = place[number]
+                    logits = found[here]
                     check_classes(logits, len(y), pipeline.highest_label, "fitness")
-                    finite[candidate] &= logits.isfinite().all()
+                    finite[here] &= logits.isfinite().all()
                     best = logits.topk(min(self._topk, logits.shape[1]), dim=1).indices
-                    right.append((best == y[:, None]).any(1) & finite[candidate])
-                race.add(torch.stack(right).cpu().numpy())
+                    right.append((best == y[:, None]).any(1) & finite[here])
+                rows = torch.stack(right).cpu().numpy() if right else ()
+                unsaid.append(dict(zip(numbers, rows, strict=True)))
+                # Ranks that hold no candidates against each other have nothing to wait for.
+                if spread or world() == 1:
+                    _tell(race, unsaid)
                 seen += len(y)
                 task.advance(1, candidates=len(race.remaining))
+        _tell(race, unsaid)
         if not seen:
             raise TrainingError("fitness: there are no images to measure candidates on")
         standings = race.standings()
+        well_of = _merged(gathered(dict(zip(mine, finite.tolist(), strict=True))))
+        whole = [well_of[number] for number in range(count)]
         looked = sum(standing.images for standing in standings)
         self._images = self._images[0] + looked, self._images[1] + count * seen
         return [
             (standing.fitness, standing.images, standing.dropped, well)
-            for standing, well in zip(standings, finite.tolist(), strict=True)
+            for standing, well in zip(standings, whole, strict=True)
         ]
+
+
+def _tell(race: Racing, unsaid: list[dict[int, NDArray[np.bool_]]]) -> None:
+    """Takes what all ranks saw of some batches; ``unsaid`` is this one's, and then empty."""
+    for parts in zip(*gathered(unsaid), strict=True):
+        right = _merged(parts)
+        race.add(np.stack([right[number] for number in race.remaining]))
+    unsaid.clear()
+
+
+def _merged(parts: Iterable[dict[int, T]]) -> dict[int, T]:
+    return {number: value for part in parts for number, value in part.items()}
 
 
 def _saved(run: int, alone: int) -> float:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastprune.data import InputPipeline, Placement
-from fastprune.errors import GraphError
+from fastprune.errors import GraphError, TrainingError
 from fastprune.graph import ChannelGraph, PruningPlan, apply_plan
 from fastprune.graph.tracer import tensors_of
 from fastprune.ops import Moments, batch_norm_recalibrate
@@ -29,12 +29,16 @@ from fastprune.training._chains import (
     folded,
 )
 from fastprune.training._device import autocast, precision_of
+from fastprune.training._in_halves import InHalves
 from fastprune.training._schedule import Schedule, schedules_of
 from fastprune.training._union import Arguments, Ref, Subnet, Union, Weight, union_of
 from fastprune.training.options import Precision
 from fastprune.training.progress import Progress, SilentProgress
 
 __all__ = ["SharedEvaluator", "SharedOutcome", "inherited_subnets"]
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,9 @@ class SharedEvaluator:
         precision: of the arithmetic.
         channels_last: memory format of the images; weights are taken as they are.
         memory_limit: bytes that results may take; beyond it candidates are run in groups that
-            share nothing with each other.
+            share nothing with each other. Where that is more than there is, half as much is
+            tried, and so on, then fewer images.
+        say: told of that.
 
     Raises:
         GraphError: a network cannot be run step by step.
@@ -109,13 +115,15 @@ class SharedEvaluator:
         precision: Precision = "fp32",
         channels_last: bool = False,
         memory_limit: float = 4e9,
+        say: Callable[[str], object] = lambda _: None,
     ) -> None:
         given = list(subnets)
         self._union = union_of(given, example)
         self._bare = [subnet.bare for subnet in given]
         self._device, self._dtype = device, precision_of(precision, device)
         self._placement = Placement(device, channels_last=channels_last)
-        self._limit = memory_limit
+        self._limit, self._say = memory_limit, say
+        self._halves = InHalves(lambda message: say(f"candidates: {message}"))
         self._example = example
         self._arguments: dict[int, Sequence[Arguments]] = {}
         self._chained: dict[tuple[int, bool], _Chained] = {}
@@ -160,7 +168,19 @@ class SharedEvaluator:
 
         Raises:
             GraphError: a network normalises twice with the same running statistics.
+            TrainingError: memory is too small for one candidate.
         """
+        try:
+            self._fitting(lambda: self._recalibrate(pipeline, batches, progress))
+        except torch.OutOfMemoryError:
+            raise TrainingError(
+                f"recalibrate: memory is too small for one candidate and {pipeline.batch_size} "
+                "images; expected a smaller data.batch_size"
+            ) from None
+
+    def _recalibrate(
+        self, pipeline: InputPipeline, batches: int, progress: Progress | None
+    ) -> None:
         moments: dict[int, Moments] = {}
         merged: set[int] = set()
         written: dict[int, Tensor] = {}
@@ -211,7 +231,15 @@ class SharedEvaluator:
 
     def logits(self, x: Tensor, candidates: Sequence[int] | None = None) -> dict[int, Tensor]:
         """``[N, classes]`` of each candidate for the images ``x``, placed as the network wants."""
+        chosen = self._all if candidates is None else tuple(candidates)
+        parts = self._halves.parts(
+            lambda some: self._fitting(lambda: self._logits(some, chosen)), x
+        )
+        if len(parts) == 1:
+            return parts[0]
+        return {candidate: torch.cat([p[candidate] for p in parts]) for candidate in chosen}
 
+    def _logits(self, x: Tensor, candidates: tuple[int, ...]) -> dict[int, Tensor]:
         def normalise(node: int, given: Norm, relu: bool) -> Tensor:
             given = self._with_statistics(node, given)
             y = F.batch_norm(
@@ -226,8 +254,7 @@ class SharedEvaluator:
             )
             return y.relu_() if relu else y
 
-        who = self._all if candidates is None else tuple(candidates)
-        return self._pass(x, who, normalise, folds=self._folds())
+        return self._pass(x, candidates, normalise, folds=self._folds())
 
     def evaluate(self, pipeline: InputPipeline) -> list[SharedOutcome]:
         """The outcome of every candidate on one pass of the images."""
@@ -239,6 +266,36 @@ class SharedEvaluator:
                 right[candidate] += (logits.argmax(1) == y).sum()
             seen += len(y)
         return [SharedOutcome(100 * hits / seen, seen) for hits in right.tolist()]
+
+    def _fitting(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives, all of it anew with fewer candidates in flight if need be.
+
+        Raises:
+            torch.OutOfMemoryError: one at a time is too many.
+        """
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                joint = [
+                    group.peak * images
+                    for (images, _), how in self._chained.items()
+                    for made in how.schedules.values()
+                    for group in made
+                    if len(group.candidates) > 1
+                ]
+                if not joint:
+                    raise
+            # Outside of the handler, which keeps what the call had made.
+            self._limit = min(self._limit, max(joint)) / 2
+            for how in self._chained.values():
+                how.schedules.clear()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._say(
+                "candidates: memory is too small for as many at a time; going on with results "
+                f"of {self._limit / 1e9:.3g} GB at most"
+            )
 
     @property
     def _all(self) -> tuple[int, ...]:

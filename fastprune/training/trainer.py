@@ -44,6 +44,9 @@ def fit(
 ) -> FitResult:
     """Trains ``model`` in place and leaves it with the weights that ``options.keep`` says.
 
+    Ranks share each batch: see ``options.scale_batch`` and ``options.batch_norm``. They have the
+    same weights at the end, to the bit; the first alone writes.
+
     Stopped at any moment and called again with the same arguments and directory, it goes on where
     it was, and on a CPU ends in the same bytes; where it had ended, it gives the stored result at
     once. ``seed`` is put into torch's global generators, since dropout draws from them; on return
@@ -104,6 +107,7 @@ def fit(
                 model.train()
                 for batch in run.batches():
                     rate, last, figures = run.learning_rate(), run.ends_step(), {}
+                    run.seed_ranks(seed)
                     if run.leaves_out(batch[1]):
                         step.skip(rate, last=last)
                     else:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from image_files import feed_of, labels_of, photographs
 
-from fastprune.data import ClassDraw, Feed, Images, PadCrop
+from fastprune.data import ClassDraw, Feed, Images, PadCrop, Part
 from fastprune.data._choice import KINDS, open_pipeline
 from fastprune.data._pipeline import Kind
 
@@ -97,3 +97,46 @@ def test_images_for_evaluation_are_not_drawn(kind: Kind, feeds: dict[str, Feed])
     pipeline = open_pipeline(replace(feeds["memory"], shuffle=False), kind)
     with pytest.raises(ValueError, match="not shuffled"):
         list(pipeline.epoch(0, draw=ClassDraw((0,), 9.0)))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize(("images", "size"), [(48, 12), (47, 12), (50, 8), (49, 7), (3, 8)])
+def test_ranks_see_in_each_batch_what_one_process_sees_in_it(
+    images: int, size: int, world: int, feeds: dict[str, Feed]
+) -> None:
+    source = Images(np.zeros((images, 3, 6, 6), np.uint8), np.arange(images))
+    feed = replace(feeds["memory"], source=source, indices=np.arange(images), batch_size=size)
+    pipeline = open_pipeline(replace(feed, shuffle=True))
+    whole = labels_of(pipeline, 1)
+    parts = [Part(rank, world) for rank in range(world)]
+    shared = [[y.tolist() for _, y in pipeline.epoch(1, part=part)] for part in parts]
+    dealt = [
+        [y.tolist() for _, y in pipeline.epoch(1, part=replace(part, dealt=True))]
+        for part in parts
+    ]
+    # A last batch that leaves a rank with one image is left out.
+    last = pipeline.images % size
+    left_out = world > 1 and 0 < last < 2 * world and images > size
+    for number, batch in enumerate(whole[:-1] if left_out else whole):
+        assert sorted(batch) == sorted(label for mine in shared for label in mine[number])
+    assert {len(mine) for mine in shared} == {len(whole) - left_out}
+    for number, batch in enumerate(whole):
+        assert dealt[number % world][number // world] == batch
+    for part, mine in zip(parts, shared, strict=True):
+        told = part.of(pipeline.images, size)
+        assert (told.batches, told.images) == (len(mine), sum(map(len, mine)))
+        assert all(len(batch) == told.batch_size for batch in mine[:-1])
+    for part, mine in zip(parts, dealt, strict=True):
+        told = replace(part, dealt=True).of(pipeline.images, size)
+        assert (told.batches, told.images) == (len(mine), sum(map(len, mine)))
+    rest = [y.tolist() for _, y in pipeline.epoch(1, 2, part=parts[-1])]
+    assert rest == shared[-1][2:]
+
+
+def test_ranks_may_take_more_at_a_time(feeds: dict[str, Feed]) -> None:
+    pipeline = open_pipeline(replace(feeds["memory"], shuffle=True, batch_size=2))
+    alone = labels_of(pipeline, 0)
+    parts = [Part(rank, 2, batch_size=4) for rank in range(2)]
+    both = [[y.tolist() for _, y in pipeline.epoch(0, part=part)] for part in parts]
+    together = [sorted(a + b) for a, b in zip(*both, strict=True)]
+    assert together == [sorted(alone[0] + alone[1]), sorted(alone[2] + alone[3])]

@@ -12,8 +12,10 @@ import json
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
 from contextlib import closing
+from pathlib import Path
 
 import torch
 
@@ -34,9 +36,25 @@ class Evaluator:
             os.kill(os.getpid(), signal.SIGKILL)
         if word == "unreadable":
             raise DataError("data.root: no such image")
+        if word == "large":
+            # Too large beside others: a folder has a file for each that is under way.
+            mine = Path(number) / str(os.getpid())
+            mine.touch()
+            time.sleep(0.3)
+            beside = len(list(Path(number).iterdir()))
+            mine.unlink()
+            if beside > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
         if word == "wait":
             time.sleep(float(number))
         return Outcome(float(os.getpid()), epochs=torch.get_num_threads(), seconds=0.0)
+
+
+SAID: list[str] = []
+
+
+def told(line: str) -> None:
+    SAID.append(line)
 
 
 def refusing() -> Evaluator:
@@ -71,6 +89,10 @@ def main() -> None:
         say(**asked(crew))
         # An error of one candidate does not end the crew.
         say(**asked(crew, "wait 0"))
+        with tempfile.TemporaryDirectory() as folder, closing(Crew(Evaluator, 2, told)) as other:
+            while len({*asked(other, "wait 0.3", "wait 0.3")["pids"]}) < 2:  # type: ignore[misc]
+                pass
+            say(**asked(other, *[f"large {folder}"] * 4), said=SAID)
         # What is under way does not keep an error from being said.
         begun = time.monotonic()
         say(**asked(crew, "wait 600", "unreadable"))

@@ -24,7 +24,7 @@ def told() -> Iterator[Told]:
     ) as process:
         assert process.stdout is not None
         lines = []
-        for _ in range(10):
+        for _ in range(11):
             line = process.stdout.readline()
             assert line, process.stderr and process.stderr.read()
             lines.append(json.loads(line))
@@ -49,8 +49,17 @@ def test_what_the_user_can_mend_is_said_and_the_crew_goes_on(told: Told) -> None
     assert after["names"] == ["wait 0"]
 
 
+def test_fewer_at_a_time_go_on_where_memory_is_too_small(told: Told) -> None:
+    found = told[1][4]
+
+    assert len(found["names"]) == 4
+    assert found["said"] == [
+        "method.parallel: memory is too small for 2 candidates at a time; going on with 1"
+    ]
+
+
 def test_an_error_does_not_wait_for_what_is_under_way(told: Told) -> None:
-    error, ended = told[1][4:6]
+    error, ended = told[1][5:7]
 
     assert error["message"] == "data.root: no such image"
     assert ended == {"left": 0, "soon": True}
