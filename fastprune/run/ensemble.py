@@ -23,6 +23,7 @@ from fastprune.methods import registry as methods
 from fastprune.methods._grouping import Grouping, Groups
 from fastprune.methods.papm import JoinedOptions
 from fastprune.methods.papm_split import PapmSplitOptions
+from fastprune.models import resolve
 from fastprune.run.checks import check_recipes
 from fastprune.run.directory import ENSEMBLE_STAGES, open_directory, saved_config
 from fastprune.run.ensemble_report import build_ensemble_report, plot_devices
@@ -30,6 +31,7 @@ from fastprune.run.fusion import fuse
 from fastprune.run.fusion_file import load_fusion
 from fastprune.run.grouping import group_by, write_grouping
 from fastprune.run.inference import infer
+from fastprune.run.networks import device_of
 from fastprune.run.paths import RunPaths, is_run_directory
 from fastprune.run.pruning import PruningRun
 from fastprune.run.staged import Made, StagedRun
@@ -84,9 +86,12 @@ class EnsembleRun(StagedRun):
                 f"method.devices: got {max(options.counts)}, but {config.data.name} has {known} "
                 "classes; expected a device a class at most"
             )
+        for place in options.inference.devices or ():
+            device_of(place, "method.inference.devices")
         check_recipes(self.expert_config((0,)), self.device)
         # An expert is fused by what its last layer reads.
         head_of(self.fresh(config.seed), self.info.input_shape)
+        options.check(graph, config.prune, resolve(config.model.name))
         self.say(f"reachable by each expert: {self.reachable(graph)}")
 
     # Group

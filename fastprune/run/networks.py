@@ -34,8 +34,12 @@ class NormalizationChoice(NamedTuple):
     source: str
 
 
-def device_of(name: str) -> torch.device:
+def device_of(name: str, field: str = "device") -> torch.device:
     """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` names.
+
+    Args:
+        name: of the device.
+        field: how messages begin.
 
     Raises:
         ConfigError: it is not a device of this machine.
@@ -45,11 +49,14 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
+        device = None
+    # torch knows others, on which nothing here was ever run, or can be: meta has no numbers.
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"{field}: expected auto, cpu, cuda or cuda:N, got {name!r}")
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         there = f"there are {count} CUDA devices" if count else "there is no CUDA device"
-        raise ConfigError(f"device: got {name!r}, but {there}; use auto or cpu")
+        raise ConfigError(f"{field}: got {name!r}, but {there}; use auto or cpu")
     return device
 
 
