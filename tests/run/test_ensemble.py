@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ from fastprune.cli import app
 from fastprune.config import load_config, make_config
 from fastprune.errors import ArtifactError, ConfigError, FastpruneError
 from fastprune.files import TEMPORARY
-from fastprune.run import pipeline
+from fastprune.run import ensemble, pipeline
 from fastprune.run.compare import compare
 from fastprune.run.directory import ENSEMBLE_STAGES
 from fastprune.run.ensemble_report import print_ensemble_report
 from fastprune.run.fusion import fused_data
-from fastprune.run.fusion_file import fused_network, load_fusion
+from fastprune.run.fusion_file import Fusion, fused_network, load_fusion
 from fastprune.run.grouping import group_run
 from fastprune.run.html.write import write_report
 from fastprune.run.inference import infer
@@ -203,6 +204,24 @@ def test_again_it_does_nothing_and_a_moved_run_is_the_same(whole: Path, tmp_path
     changed = {p.name for p, content in before.items() if p.read_bytes() != content}
     assert changed <= {"lock"}
     assert lasting(moved) == lasting(whole)
+
+
+def test_a_run_that_was_fused_on_another_machine_goes_on(
+    one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = Path(shutil.copytree(one, tmp_path / "copied"))
+    (copied / "stages/infer.json").unlink()
+
+    def elsewhere(folder: Path) -> Fusion:
+        found = load_fusion(folder)
+        return replace(found, test=replace(found.test, loss=found.test.loss + 1e-6))
+
+    monkeypatch.setattr(ensemble, "load_fusion", elsewhere)
+    report = run(ONE, copied)
+
+    (row,) = report["fusions"]
+    assert not row["split"]["equal"]
+    assert row["split"]["test"] == row["test"]
 
 
 def test_what_is_lost_of_an_expert_is_made_again(whole: Path, copied: Path) -> None:
