@@ -144,7 +144,7 @@ def print_ensemble_report(report: Mapping[str, Any]) -> None:
             console.print(
                 f"split inference on {fusion['devices']} devices: top-1 "
                 f"{fusion['split']['test']['top1']:.4f} %, in one process "
-                f"{fusion['test']['top1']:.4f} %: another kind of device or machine rounds otherwise"
+                f"{fusion['test']['top1']:.4f} %: other kinds of machines round otherwise"
             )
     seconds = ", ".join(
         f"{name} {'at least ' if name in report['kills'] else ''}{took:.1f} s"
