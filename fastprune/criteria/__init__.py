@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastprune.criteria._scores import Scores, registry, score
-from fastprune.criteria._zeros import ZeroCounts, zero_counts
+from fastprune.criteria._zeros import ZeroCounts, check_relus, zero_counts
 from fastprune.criteria.apoz import apoz
 from fastprune.criteria.batch_norm_scale import batch_norm_scale
 from fastprune.criteria.geometric_median import geometric_median
@@ -19,6 +19,7 @@ __all__ = [
     "ZeroCounts",
     "apoz",
     "batch_norm_scale",
+    "check_relus",
     "geometric_median",
     "l1",
     "l2",

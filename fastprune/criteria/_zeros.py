@@ -18,7 +18,7 @@ from fastprune.graph.program import Op
 from fastprune.graph.rules import op_name
 from fastprune.ops import relu_zero_count, zero_count
 
-__all__ = ["ZeroCounts", "zero_counts"]
+__all__ = ["ZeroCounts", "check_relus", "zero_counts"]
 
 # What `nn.ReLU` and `nn.ReLU6` call, as what else does: functions, methods, in place or not.
 _CALLS = ("relu", "relu6", "hardtanh")
@@ -89,6 +89,15 @@ class ZeroCounts:
         return found
 
 
+def check_relus(graph: ChannelGraph) -> None:
+    """Raises FastpruneError if there is no ReLU behind any channel group."""
+    if not any(_pools(graph)):
+        raise FastpruneError(
+            "zeros: no channel group has a ReLU or ReLU6, and other activations make no exact "
+            "zeros; expected a criterion that looks at weights, such as l2"
+        )
+
+
 def zero_counts(
     model: nn.Module, graph: ChannelGraph, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> ZeroCounts:
@@ -112,12 +121,8 @@ def zero_counts(
         GraphError: the graph is of another network, or the network calls other ReLUs for some
             images than when it was traced.
     """
+    check_relus(graph)
     pools = _pools(graph)
-    if not any(pools):
-        raise FastpruneError(
-            "zeros: no channel group has a ReLU or ReLU6, and other activations make no exact "
-            "zeros; expected a criterion that looks at weights, such as l2"
-        )
     device = next(iter(model.parameters())).device
     counter, images = _Counter(pools), 0
     training = [m for m in model.modules() if m.training]

@@ -12,11 +12,13 @@ import torch
 from pydantic import Field, StrictInt, field_validator
 from torch import Tensor
 
-from fastprune.criteria import ZeroCounts, zero_counts
+from fastprune.criteria import ZeroCounts, check_relus, zero_counts
 from fastprune.data import Part, Placement
 from fastprune.distributed import gathered, rank, world
 from fastprune.errors import FastpruneError
-from fastprune.methods import MethodContext, MethodOptions
+from fastprune.graph import ChannelGraph
+from fastprune.methods import MethodContext, MethodOptions, PruneOptions
+from fastprune.models import Network
 from fastprune.training import EarlyStopOptions, FocusOptions, TrainingOptions
 
 __all__ = ["ActivationOptions", "FocusedOptions", "counted", "facts", "recipe_of"]
@@ -30,6 +32,9 @@ class ActivationOptions(MethodOptions):
     """
 
     batches: int | None = Field(default=None, ge=1)
+
+    def check(self, graph: ChannelGraph, prune: PruneOptions, network: Network | None) -> None:
+        check_relus(graph)
 
 
 class FocusedOptions(ActivationOptions):

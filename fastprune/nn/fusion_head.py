@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["FusionHead"]
+__all__ = ["FEWEST_FEATURES", "FusionHead"]
 
 _WIDEST = 384
-_LEAST = 4
+FEWEST_FEATURES = 4
 """Features below which a hidden layer would have no units."""
 
 
@@ -26,8 +26,8 @@ class FusionHead(nn.Sequential):
     """
 
     def __init__(self, features: int, num_classes: int) -> None:
-        if features < _LEAST:
-            raise ValueError(f"features: expected {_LEAST} or more, got {features}")
+        if features < FEWEST_FEATURES:
+            raise ValueError(f"features: expected {FEWEST_FEATURES} or more, got {features}")
         if num_classes < 1:
             raise ValueError(f"num_classes: expected 1 or more, got {num_classes}")
         hidden = min(_WIDEST, features // 2)

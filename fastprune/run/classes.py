@@ -36,7 +36,8 @@ def write_classes(
     means = [metrics.mean_of(focus) for metrics in found.values()]
     table.writerow(["focus", "", 1, *map(_percent, means)])
     table.writerow(["overall", "", "", *(_percent(m.top1) for m in found.values())])
-    write_atomically(file, text.getvalue().encode())
+    # Names of folders need not be UTF-8.
+    write_atomically(file, text.getvalue().encode(errors="backslashreplace"))
 
 
 def _percent(value: float | None) -> str:

@@ -134,7 +134,9 @@ class RunDirectory(RunPaths):
         """
         if saved_config(self.path).method.ensemble != config.method.ensemble:
             _clear(self.path, {*_BEFORE_METHOD, f"{RECORDS}/baseline.json", f"{WORK}/baseline"})
-        self.record_file("plan").unlink(missing_ok=True)
+        # Without its record an ensemble's last report is not taken for that of the new one.
+        for stage in ("plan", "report"):
+            self.record_file(stage).unlink(missing_ok=True)
         self.page.unlink(missing_ok=True)
         shutil.rmtree(self.work_folder("plan"), ignore_errors=True)
         _write_config(self.path, config)

@@ -119,8 +119,8 @@ def print_ensemble_report(report: Mapping[str, Any]) -> None:
             share(cost["params"], full["params"]),
             f"{cost['macs']:,}",
             share(cost["macs"], full["macs"]),
-            f"{expert['focus_top1']:.2f}",
-            f"{expert['focus_top1_before']:.2f}",
+            _percent(expert["focus_top1"]),
+            _percent(expert["focus_top1_before"]),
         )
     console.print(table)
     table = Table(
@@ -144,7 +144,7 @@ def print_ensemble_report(report: Mapping[str, Any]) -> None:
             console.print(
                 f"split inference on {fusion['devices']} devices: top-1 "
                 f"{fusion['split']['test']['top1']:.4f} %, in one process "
-                f"{fusion['test']['top1']:.4f} %: devices of another kind round otherwise"
+                f"{fusion['test']['top1']:.4f} %: other kinds of machines round otherwise"
             )
     seconds = ", ".join(
         f"{name} {'at least ' if name in report['kills'] else ''}{took:.1f} s"
@@ -154,6 +154,10 @@ def print_ensemble_report(report: Mapping[str, Any]) -> None:
     for warning in report["warnings"]:
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
     console.print(f"saved: {report['directory']}; again: {report['command']}", soft_wrap=True)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def plot_devices(path: Path, report: Mapping[str, Any]) -> None:

@@ -14,11 +14,13 @@ from fastprune.errors import ArtifactError, ConfigError, GraphError
 from fastprune.files import digest_of
 from fastprune.graph import PruningPlan
 from fastprune.nn import FusionHead
+from fastprune.nn.fusion_head import FEWEST_FEATURES
 from fastprune.run.fusion_file import (
     Fusion,
     SavedNetwork,
     digests_of,
     load_fusion,
+    make_folder,
     save_fusion,
     weight_of,
 )
@@ -94,6 +96,13 @@ def fuse(
     if (done := _stored(out, identity)) is not None:
         return done
     loaded = [_expert(stem, shape).to(where) for stem, _ in described]
+    total = sum(expert.features for expert in loaded)
+    if total < FEWEST_FEATURES:
+        raise ConfigError(
+            f"experts: expected {FEWEST_FEATURES} features or more of all together, got {total}; "
+            "leave them more channels before their last layers"
+        )
+    make_folder(out)
     splits, training = data.load(images, seed), data.load_training(images, seed)
     parts = {**splits.parts, "train": training.pipeline}
     try:
@@ -107,7 +116,6 @@ def fuse(
     finally:
         splits.close()
         training.pipeline.close()
-    total = sum(expert.features for expert in loaded)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         head = FusionHead(total, info.num_classes).to(where)

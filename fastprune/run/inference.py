@@ -21,7 +21,14 @@ from fastprune.data import DataOptions
 from fastprune.errors import ConfigError
 from fastprune.files import write_atomically
 from fastprune.run.fusion import fused_data
-from fastprune.run.fusion_file import Fusion, load_fusion, open_head, openers, weight_of
+from fastprune.run.fusion_file import (
+    Fusion,
+    load_fusion,
+    make_folder,
+    open_head,
+    openers,
+    weight_of,
+)
 from fastprune.run.networks import device_of
 from fastprune.run.paths import INFERENCE
 from fastprune.training import Metrics, Progress, evaluate
@@ -135,6 +142,8 @@ def infer(
             f"expected threads from 1, repeats from 2 and batches from 1 on; got {threads}, "
             f"{repeats} and {list(sizes)}"
         )
+    file = (out or found.folder) / INFERENCE
+    make_folder(file.parent)
     parts = [
         SplitPart(f"{number}, {saved.stem}", saved.features, str(place), opener)
         for number, (saved, place, opener) in enumerate(
@@ -164,8 +173,6 @@ def infer(
             rows = _measured(network, found, places, threads, sizes, repeats, unpruned, told)
     finally:
         pipeline.close()
-    file = (out or found.folder) / INFERENCE
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, _csv(rows))
     return Inference(test, rows, file)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -15,6 +15,7 @@ from fastprune import artifact
 from fastprune.config import RunConfig, checked, overlaid, parse_overrides
 from fastprune.data import DataOptions
 from fastprune.errors import ConfigError
+from fastprune.methods.papm_split import PapmSplitOptions
 from fastprune.run.commands import images_of
 from fastprune.run.directory import saved_config, stored_record
 from fastprune.run.fusion import fuse
@@ -70,7 +71,8 @@ def fuse_networks(
     ensemble = _ensemble(paths[0]) if len(paths) == 1 else None
     if ensemble is not None:
         more = (out, data, root, seed, threads)
-        if given_data or given_head or any(value is not None for value in more):
+        given = any(value is not None for value in more) or device != "auto"
+        if given_data or given_head or given:
             raise ConfigError(
                 f"{paths[0]}: is an ensemble's run, and its configuration says how it is fused; "
                 "expected no more than the run"
@@ -150,17 +152,20 @@ def infer_fusions(
         FastpruneError: what `infer` says; nothing is fused there.
     """
     folders = [path]
-    if not (path / FUSION).is_file() and _ensemble(path) is not None:
+    ensemble = None if (path / FUSION).is_file() else _ensemble(path)
+    if ensemble is not None:
         unpruned = unpruned or path
-        fused = RunPaths(path).fused
-        folders = sorted(fused.glob("*"), key=lambda folder: (len(folder.name), folder.name))
-        if not folders:
+        run = RunPaths(path)
+        # Those it is asked for: others may be left of an earlier configuration.
+        counts = cast(PapmSplitOptions, ensemble.method).counts
+        folders = [run.fusion(count) for count in counts]
+        if not all((folder / FUSION).is_file() for folder in folders):
             raise ConfigError(
-                f"{path}: nothing is fused yet; it goes on by: fastprune fuse {path}"
+                f"{path}: not all is fused yet; it goes on by: fastprune fuse {path}"
             )
         if out is not None and len(folders) > 1:
             raise ConfigError(
-                f"--out: {path} has {len(folders)} fused networks; expected one of {fused}/*"
+                f"--out: {path} has {len(folders)} fused networks; expected one of {run.fused}/*"
             )
     compared = None if unpruned is None else _baseline(unpruned, load_fusion(folders[0]))
     found = []

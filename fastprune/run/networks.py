@@ -35,10 +35,14 @@ class NormalizationChoice(NamedTuple):
     source: str
 
 
-def device_of(name: str) -> torch.device:
+def device_of(name: str, field: str = "device") -> torch.device:
     """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` names.
 
     Of several ranks each has a GPU to itself, that of its number on its machine.
+
+    Args:
+        name: of the device.
+        field: how messages begin.
 
     Raises:
         ConfigError: it is not a device of this machine, or ranks would have to share one.
@@ -49,21 +53,24 @@ def device_of(name: str) -> torch.device:
         name = f"cuda:{local_rank()}"
     elif world() > 1 and name.startswith("cuda"):
         raise ConfigError(
-            f"device: got {name!r}, and {world()} ranks have a GPU each; use auto, cuda or cpu"
+            f"{field}: got {name!r}, and {world()} ranks have a GPU each; use auto, cuda or cpu"
         )
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from None
+        device = None
+    # torch knows others, on which nothing here was ever run, or can be: meta has no numbers.
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"{field}: expected auto, cpu, cuda or cuda:N, got {name!r}")
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         there = f"there are {count} CUDA devices" if count else "there is no CUDA device"
         if world() > 1 and count:
             raise ConfigError(
-                f"device: rank {rank()} is number {local_rank()} of its machine, but {there}; "
+                f"{field}: rank {rank()} is number {local_rank()} of its machine, but {there}; "
                 "begin one rank a GPU"
             )
-        raise ConfigError(f"device: got {name!r}, but {there}; use auto or cpu")
+        raise ConfigError(f"{field}: got {name!r}, but {there}; use auto or cpu")
     return device
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,11 @@ def test_a_class_without_images_has_an_empty_field(tmp_path: Path) -> None:
         "focus,,1,25.0000",
         "overall,,,50.0000",
     ]
+
+
+def test_a_class_may_be_called_what_a_folder_can_be(tmp_path: Path) -> None:
+    metrics = Metrics(top1=50, top5=100, loss=1, images=4, by_class=(75.0, 25.0))
+    name = os.fsdecode(b"caf\xe9")
+    write_classes(tmp_path / "classes.csv", {"net": metrics}, (name, "d"), (1,))
+
+    assert (tmp_path / "classes.csv").read_text().splitlines()[1] == r"0,caf\udce9,0,75.0000"

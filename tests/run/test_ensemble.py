@@ -6,12 +6,14 @@ import json
 import random
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from parsed import parse
+from torch import nn
 from typer.testing import CliRunner
 
 from fastprune import artifact, data
@@ -19,11 +21,12 @@ from fastprune.cli import app
 from fastprune.config import load_config, make_config
 from fastprune.errors import ArtifactError, ConfigError, FastpruneError
 from fastprune.files import TEMPORARY
-from fastprune.run import pipeline
+from fastprune.run import ensemble, pipeline
 from fastprune.run.compare import compare
 from fastprune.run.directory import ENSEMBLE_STAGES
+from fastprune.run.ensemble_report import print_ensemble_report
 from fastprune.run.fusion import fused_data
-from fastprune.run.fusion_file import fused_network, load_fusion
+from fastprune.run.fusion_file import Fusion, fused_network, load_fusion
 from fastprune.run.grouping import group_run
 from fastprune.run.html.write import write_report
 from fastprune.run.inference import infer
@@ -54,6 +57,16 @@ GIVEN: dict[str, Any] = {
 }
 ONE = GIVEN | {"method": GIVEN["method"] | {"devices": 2}}
 MEASURED = ("seconds", "kills", "warnings", "command", "directory")
+
+
+class Smooth(nn.Sequential):
+    """A network without a ReLU."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(
+            *(nn.Conv2d(3, 8, 3, stride=4), nn.SiLU(), nn.Conv2d(8, 8, 3), nn.SiLU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes)),
+        )
 
 
 def run(given: dict[str, Any], folder: Path, **how: Any) -> dict[str, Any]:
@@ -193,6 +206,24 @@ def test_again_it_does_nothing_and_a_moved_run_is_the_same(whole: Path, tmp_path
     assert lasting(moved) == lasting(whole)
 
 
+def test_a_run_that_was_fused_on_another_machine_goes_on(
+    one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = Path(shutil.copytree(one, tmp_path / "copied"))
+    (copied / "stages/infer.json").unlink()
+
+    def elsewhere(folder: Path) -> Fusion:
+        found = load_fusion(folder)
+        return replace(found, test=replace(found.test, loss=found.test.loss + 1e-6))
+
+    monkeypatch.setattr(ensemble, "load_fusion", elsewhere)
+    report = run(ONE, copied)
+
+    (row,) = report["fusions"]
+    assert not row["split"]["equal"]
+    assert row["split"]["test"] == row["test"]
+
+
 def test_what_is_lost_of_an_expert_is_made_again(whole: Path, copied: Path) -> None:
     expert = next((copied / "experts").iterdir())
     (expert / "pruned.safetensors").write_bytes(b"damaged")
@@ -288,12 +319,17 @@ def test_killed_at_random_it_ends_the_same(server: Any, one: Path, tmp_path: Pat
             r"method\.devices: got 11, but digits has",
         ),
         ({"model": {"name": "squeezenet1_1"}}, r"expected a last Linear layer"),
+        ({"model": {"name": f"{__name__}:Smooth"}}, r"no channel group has a ReLU"),
         (
             {"method": {"name": "papm_split", "params_reduction": 0.999999}},
             r"cannot be reached",
         ),
+        (
+            {"method": GIVEN["method"] | {"inference": {"devices": ["meta"]}}},
+            r"method\.inference\.devices: expected auto, cpu, cuda or cuda:N, got 'meta'",
+        ),
     ],
-    ids=["devices", "head", "budget"],
+    ids=["devices", "head", "no ReLU", "budget", "places"],
 )
 def test_what_cannot_work_is_refused_before_any_training(
     changed: dict[str, Any], message: str, tmp_path: Path
@@ -321,6 +357,31 @@ def test_what_cannot_work_is_refused_before_any_training(
 def test_wrong_options_are_named(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_config(GIVEN | changed)
+
+
+def test_what_another_configuration_left_is_not_taken_for_its_own(
+    copied: Path, tmp_path: Path
+) -> None:
+    changed = GIVEN | {"method": GIVEN["method"] | {"devices": 4}}
+    run(changed, copied, fresh_search=True, until="group")
+
+    with pytest.raises(ConfigError, match="not finished, report is next"):
+        compare([copied], tmp_path / "compared")
+    assert (copied / "fused/2/fusion.json").is_file()
+    assert CliRunner().invoke(app, ["infer", str(copied)]).exit_code == 2
+
+
+def test_experts_without_test_images_have_no_accuracy_of_their_own(
+    whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = json.loads((whole / "report.json").read_text())
+    report["experts"][0] |= {"focus_top1": None, "focus_top1_before": None}
+    print_ensemble_report(report)
+
+    name = report["classes"][report["experts"][0]["classes"][0]]
+    lines = [line.split("\u2502") for line in capsys.readouterr().out.splitlines()]
+    row = next(cells for cells in lines if len(cells) == 9 and cells[1].strip().startswith(name))
+    assert [cell.strip() for cell in row[-3:-1]] == ["", ""]
 
 
 def test_the_groups_of_its_experts_are_not_overwritten(copied: Path, tmp_path: Path) -> None:
@@ -373,6 +434,8 @@ def test_the_commands_fuse_and_infer(one: Path, tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, ["fuse", str(copied), "--out", str(tmp_path / "x")])
     assert refused.exit_code == 2
     refused = CliRunner().invoke(app, ["infer", str(tmp_path)])
+    assert refused.exit_code == 2
+    refused = CliRunner().invoke(app, ["fuse", str(copied), "--device", "cpu"])
     assert refused.exit_code == 2
 
 

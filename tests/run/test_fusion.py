@@ -214,6 +214,29 @@ def test_what_does_not_go_together_is_refused(
         )
     with pytest.raises(ArtifactError, match="nowhere: no saved network there"):
         fuse([tmp_path / "nowhere"], tmp_path / "out", data_options=DATA)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file/out: cannot write there"):
+        fuse([first], tmp_path / "file" / "out", data_options=DATA)
+    assert not (tmp_path / "out").exists()
+
+
+def test_experts_that_see_too_little_for_a_head_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 3, 32), nn.Flatten(), nn.Linear(3, 10))\n"
+    )
+    name = f"{file}:net"
+    artifact.save(
+        tmp_path / "saved",
+        models.build(name),
+        plan=PruningPlan({}),
+        architecture=name,
+        input_shape=(3, 32, 32),
+    )
+    with pytest.raises(ConfigError, match=r"experts: expected 4 features or more .* got 3"):
+        fuse([tmp_path / "saved"], tmp_path / "out", data_options=DATA)
     assert not (tmp_path / "out").exists()
 
 

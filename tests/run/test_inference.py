@@ -106,6 +106,12 @@ def test_what_cannot_be_is_refused_before_a_process_starts(folder: Path, tmp_pat
         infer(folder / "fused", data_options=DATA, devices=("cpu",) * 3)
     with pytest.raises(ConfigError, match="expected threads from 1, repeats from 2 and batches"):
         infer(folder / "fused", data_options=DATA, repeats=1)
+    for name in ("meta", "elsewhere"):
+        with pytest.raises(ConfigError, match=f"device: expected auto, cpu, .* got '{name}'"):
+            infer(folder / "fused", data_options=DATA, devices=(name,))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file: cannot write there"):
+        infer(folder / "fused", data_options=DATA, out=tmp_path / "file")
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)
     (moved / "expert1.json").unlink()
