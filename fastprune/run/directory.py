@@ -330,7 +330,7 @@ def environment() -> dict[str, Any]:
         "processors": os.cpu_count(),
         "ranks": launched(),
         "packages": packages,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name.replace("__main__.py", "fastprune"), *sys.argv[1:]],
     }
 
 

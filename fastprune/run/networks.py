@@ -14,6 +14,8 @@ from fastprune.data import DataOptions, Normalization
 from fastprune.distributed import local_rank, rank, world
 from fastprune.errors import ConfigError
 from fastprune.graph import ChannelGraph
+from fastprune.run.directory import saved_config
+from fastprune.run.paths import is_run_directory
 
 __all__ = [
     "NormalizationChoice",
@@ -109,7 +111,8 @@ def build_network(
 def choose_normalization(
     model: ModelOptions, data: DataOptions, *, saved: Normalization | None = None
 ) -> NormalizationChoice:
-    """What images are normalised with: given > saved > usual for the weights > dataset's.
+    """What images are normalised with: given > saved > of the run that left the weights > usual
+    for the weights > dataset's.
 
     Raises:
         ConfigError: two different ones are given.
@@ -123,6 +126,8 @@ def choose_normalization(
         return NormalizationChoice(given, "given")
     if saved:
         return NormalizationChoice(saved, "saved")
+    if (of_run := _of_run(model, data)) is not None:
+        return of_run
     network = models.resolve(model.name).given(model.options)
     usual = network.normalization if model.weights else None
     if usual is not None:
@@ -131,6 +136,23 @@ def choose_normalization(
             Normalization.model_validate({"mean": mean, "std": std}), "weights"
         )
     return NormalizationChoice(None, "dataset")
+
+
+def _of_run(model: ModelOptions, data: DataOptions) -> NormalizationChoice | None:
+    """What a run trained the weights with that it left beside its configuration.
+
+    The file itself does not say, and what is usual for published weights would be wrong.
+    """
+    if model.weights is None or not is_run_directory(folder := Path(model.weights).parent):
+        return None
+    run = saved_config(folder)
+    found = choose_normalization(run.model, run.data)
+    if found.normalization is None and run.data.name != data.name:
+        raise ConfigError(
+            f"model.normalization: {model.weights} is of a run on {run.data.name}, normalised as "
+            f"that is, and the images are {data.name}; expected a normalisation"
+        )
+    return found
 
 
 def check_outputs(graph: ChannelGraph, classes: int, name: str) -> None:

@@ -7,6 +7,7 @@ run that was interrupted and one that was not compute the same.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -69,7 +70,7 @@ def run(
         open_directory(path, config, fresh=fresh, replan=fresh_search) as directory,
         closing(kind(config, directory, device, progress)) as this,
     ):
-        this.repeat = shlex.join(part for part in command if part not in _ONCE)
+        this.repeat = shlex.join([*(p for p in command if p not in _ONCE), *_ranks()])
         if fresh_search:
             # First, since a search may have taken days, and what is refused replaces none.
             this.check(this.trace(this.fresh(config.seed).to(device)))
@@ -83,6 +84,13 @@ def run(
         first(lambda: _write_page(directory, this.say))
         report: dict[str, Any] = json.loads(directory.report.read_text())
         return report
+
+
+def _ranks() -> list[str]:
+    """What begins as many ranks as there are; they have a command of their own each."""
+    if world() == 1 or os.environ.get("LOCAL_WORLD_SIZE") != str(world()):
+        return []
+    return ["--gpus", str(world())]
 
 
 def _write_page(directory: RunDirectory, say: Callable[[str], object]) -> None:
