@@ -40,14 +40,16 @@ def function(file: str, name: str) -> Callable[..., Any]:
     return FUNCTIONS[file, name]
 
 
-def rank(order: dict[str, Any], number: int, port: int, answer: Path) -> None:
-    """One rank, in a forked process."""
+def rank(order: dict[str, Any], number: int, told: int, answer: Path) -> None:
+    """One rank, in a forked process, which hears on a pipe where the store is."""
+    with os.fdopen(told) as pipe:
+        port = pipe.readline().strip()
     os.environ |= {
         "RANK": str(number),
         "LOCAL_RANK": str(number),
         "WORLD_SIZE": str(order["world"]),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": port,
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     torch.set_num_threads(1)
@@ -74,18 +76,27 @@ def serve() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         function(order["file"], order["name"])
-        # Here as torchrun has it in its own process, which outlives the ranks.
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         with tempfile.TemporaryDirectory() as folder:
             answers = [Path(folder) / str(number) for number in range(order["world"])]
-            children = []
+            children, pipes = [], []
             for number, answer in enumerate(answers):
+                told, tell = os.pipe()
                 child = os.fork()
                 if child == 0:
-                    rank(order, number, store.port, answer)
+                    os.close(tell)
+                    rank(order, number, told, answer)
+                os.close(told)
                 children.append(child)
+                pipes.append(tell)
+            # Here as torchrun has it in its own process, which outlives the ranks. It has a thread
+            # whose locks a process that is forked beside it may find held for ever.
+            store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            for tell in pipes:
+                with os.fdopen(tell, "w") as pipe:
+                    pipe.write(f"{store.port}\n")
             codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
             found = [json.loads(a.read_text()) if a.exists() else None for a in answers]
+            del store
         print(json.dumps({"codes": codes, "found": found}), flush=True)
 
 
