@@ -23,7 +23,7 @@ from fastprune.testing.ops import cases_of
 TABLE = _table.read(_table.TRITON)
 OTHER = _table.compiler(_table.TRITON) != code.compiler()
 
-# Bytes a thread. The table's compiler spills nothing; with triton 3.8 a few launches spill 8 to 24.
+# Bytes a thread: the table's compiler spills nothing, and triton 3.8 8 to 24 in a few launches.
 SPILLED = 24 if OTHER else 0
 
 VARIANTS = [
