@@ -79,12 +79,13 @@ def _inputs(
         if spec.kind is InputKind.USER_INPUT:
             continue
         name = spec.target
-        if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+        tensors = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+        if spec.kind not in tensors or name is None:
             raise GraphError(f"{spec.arg.name}: an input of this kind cannot be put into a file")
-        assert name is not None
         if name not in state:
             tensor = program.constants[name]
-            assert isinstance(tensor, Tensor)
+            if not isinstance(tensor, Tensor):
+                raise GraphError(f"{name}: expected a tensor, got a {type(tensor).__name__}")
             if spec.kind is InputKind.CONSTANT_TENSOR:
                 name = _unused(re.sub(r"\W", "_", f"constant_{name}"), [*state, *constants])
             constants[name] = tensor.detach()

@@ -104,7 +104,8 @@ class Subject:
         """The network that gets images as the exported one does."""
         if self.pixels == "normalized":
             return self.network
-        assert self.normalization is not None
+        if self.normalization is None:
+            raise ValueError(f"pixels: got {self.pixels}, expected normalized: no normalisation")
         return FromPixels(self.network, self.normalization, self.pixels, self.dtype).eval()
 
     @property
