@@ -1,7 +1,8 @@
 """Ranks of a task, forked from one process that has imported everything.
 
-An order a line on standard input: how many ranks, a function in a file and its arguments. An
-answer a line back: what the function gave on each rank, or the error that ended it.
+An order a line on standard input: how many ranks, a function in a file and its arguments. A
+line back when they have ended: their exit codes. What the function gave on each rank, or the error
+that ended it, is in a file of the order's folder.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import importlib.util
 import json
 import os
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -73,31 +73,34 @@ def rank(order: dict[str, Any], number: int, told: int, answer: Path) -> None:
 
 
 def serve() -> None:
-    for line in sys.stdin:
-        order = json.loads(line)
-        function(order["file"], order["name"])
-        with tempfile.TemporaryDirectory() as folder:
-            answers = [Path(folder) / str(number) for number in range(order["world"])]
-            children, pipes = [], []
-            for number, answer in enumerate(answers):
-                told, tell = os.pipe()
-                child = os.fork()
-                if child == 0:
-                    os.close(tell)
-                    rank(order, number, told, answer)
-                os.close(told)
-                children.append(child)
-                pipes.append(tell)
-            # Here as torchrun has it in its own process, which outlives the ranks. It has a thread
-            # whose locks a process that is forked beside it may find held for ever.
-            store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-            for tell in pipes:
-                with os.fdopen(tell, "w") as pipe:
-                    pipe.write(f"{store.port}\n")
-            codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-            found = [json.loads(a.read_text()) if a.exists() else None for a in answers]
-            del store
-        print(json.dumps({"codes": codes, "found": found}), flush=True)
+    # Whatever else is printed, here or on a rank, must not come between the answers.
+    with os.fdopen(os.dup(1), "w") as replies:
+        os.dup2(2, 1)
+        for line in sys.stdin:
+            codes = ended(json.loads(line))
+            print(json.dumps(codes), file=replies, flush=True)
+
+
+def ended(order: dict[str, Any]) -> list[int]:
+    """The exit codes of an order's ranks."""
+    function(order["file"], order["name"])
+    children, pipes = [], []
+    for number in range(order["world"]):
+        told, tell = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(tell)
+            rank(order, number, told, Path(order["folder"]) / str(number))
+        os.close(told)
+        children.append(child)
+        pipes.append(tell)
+    # Here as torchrun has it in its own process, which outlives the ranks. It has a thread
+    # whose locks a process that is forked beside it may find held for ever.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for tell in pipes:
+        with os.fdopen(tell, "w") as pipe:
+            pipe.write(f"{store.port}\n")
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 if __name__ == "__main__":
