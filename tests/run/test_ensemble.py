@@ -441,7 +441,10 @@ def test_the_commands_fuse_and_infer(one: Path, tmp_path: Path) -> None:
 
 def test_on_digits_the_fused_network_is_as_good_as_its_baseline(tmp_path: Path) -> None:
     file = Path(__file__).parents[2] / "configs" / "papm_split_quick_digits.yaml"
-    report = pipeline.run(load_config(file, ["threads=1"]), tmp_path, quiet=True)
+    short = ["model.options.depth=8", "baseline.epochs=10", "finetune.epochs=6"]
+    inference = "method.inference={batches: [1], repeats: 2}"
+    given = ["threads=1", *short, "method.head.epochs=30", inference]
+    report = pipeline.run(load_config(file, given), tmp_path, quiet=True)
     full = report["cost"]["unpruned"]["params"]
 
     assert all(expert["cost"]["params"] <= 0.3 * full for expert in report["experts"])
