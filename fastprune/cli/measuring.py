@@ -77,7 +77,7 @@ def count(
 ) -> None:
     """Count MACs, parameters and channels, of a pruned version too."""
     from fastprune.run.commands import count as count_model
-    from fastprune.run.report import print_counts
+    from fastprune.run.tables import print_counts
 
     counts = count_model(
         model,
@@ -139,7 +139,7 @@ def evaluate(
 ) -> None:
     """Measure the accuracy of a network on a dataset, in percent."""
     from fastprune.run.commands import evaluate as evaluate_model
-    from fastprune.run.report import print_metrics
+    from fastprune.run.tables import print_metrics
 
     figures = evaluate_model(
         model,

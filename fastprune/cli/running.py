@@ -202,7 +202,7 @@ def prune(
 
 def show_report(report: dict[str, Any], as_json: bool) -> None:
     from fastprune.run.ensemble_report import print_ensemble_report
-    from fastprune.run.report import print_report, print_stage
+    from fastprune.run.tables import print_report, print_stage
 
     if as_json:
         print_json(report)

@@ -25,7 +25,7 @@ def list_(
 ) -> None:
     """List what can be named: networks, datasets, criteria, methods."""
     from fastprune.run.commands import members
-    from fastprune.run.report import print_members
+    from fastprune.run.tables import print_members
 
     found = members(kind)
     if as_json:

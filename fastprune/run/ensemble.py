@@ -27,7 +27,8 @@ from fastprune.methods.papm_split import PapmSplitOptions
 from fastprune.models import resolve
 from fastprune.run.checks import check_recipes
 from fastprune.run.directory import ENSEMBLE_STAGES, open_directory, saved_config
-from fastprune.run.ensemble_report import build_ensemble_report, plot_devices
+from fastprune.run.ensemble_plots import plot_devices
+from fastprune.run.ensemble_report import build_ensemble_report
 from fastprune.run.fusion import fuse
 from fastprune.run.fusion_file import fused_network, load_fusion
 from fastprune.run.grouping import group_by, write_grouping
@@ -235,15 +236,7 @@ class EnsembleRun(StagedRun):
     # Report
 
     def report(self, work: Path) -> Made:
-        content = build_ensemble_report(
-            config=self.config,
-            records=self.records,
-            info=self.info,
-            pipelines={name: part.kind for name, part in self.splits.parts.items()},
-            normalization_source=self.normalization.source,
-            command=self.repeat,
-            directory=self.directory.path,
-        )
+        content = build_ensemble_report(self.facts(), self.records, self.info.classes)
         plot_devices(self.directory.devices_plot, content)
         write_json(self.directory.report, content)
         return {}, (self.directory.report,)

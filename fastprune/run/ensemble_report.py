@@ -1,46 +1,32 @@
-"""What a run of several joined networks found, as plain data, tables and a picture."""
+"""What a run of several joined networks found, as plain data and as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 
-from fastprune.config import RunConfig
-from fastprune.data import DataInfo
 from fastprune.run.directory import StageRecord
-from fastprune.run.plots import COLORS, new_figure, write_figure
-from fastprune.run.report import left_out, row_console, share, steady_warning
+from fastprune.run.report import steady_warning
+from fastprune.run.tables import print_ending, print_title, row_console, share
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-__all__ = [
-    "build_ensemble_report",
-    "draw_fused",
-    "draw_times",
-    "part_of",
-    "plot_devices",
-    "print_ensemble_report",
-]
+__all__ = ["build_ensemble_report", "part_of", "print_ensemble_report"]
 
 _SHOWN = 12
 """Classes of an expert that a table names."""
 
 
 def build_ensemble_report(
-    *,
-    config: RunConfig,
-    records: Mapping[str, StageRecord],
-    info: DataInfo,
-    pipelines: Mapping[str, str],
-    normalization_source: str,
-    command: str,
-    directory: Path,
+    facts: Mapping[str, Any], records: Mapping[str, StageRecord], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """The content of report.json; all but latency, seconds, kills and warnings repeats exactly."""
+    """The content of report.json; all but latency, seconds, kills and warnings repeats exactly.
+
+    Args:
+        facts: that every report has, `StagedRun.facts`.
+        records: of the run's stages.
+        classes: names of all of them.
+    """
     groups, fused = records["group"].results["groups"], records["fuse"].results["fusions"]
     measured = records["infer"].results["inference"]
     experts = records["experts"].results["experts"]
@@ -56,27 +42,14 @@ def build_ensemble_report(
         for count, found in fused.items()
     ]
     return {
-        "model": config.model.name,
-        "dataset": config.data.name,
-        "pipelines": dict(pipelines),
-        "method": config.method.name,
-        "seed": config.seed,
-        "normalization": {
-            "mean": list(info.mean),
-            "std": list(info.std),
-            "source": normalization_source,
-        },
-        "classes": list(info.classes),
+        **facts,
+        "classes": list(classes),
         "accuracy": {"baseline": records["baseline"].results["metrics"]},
         "cost": {"unpruned": records["baseline"].results["cost"]},
         "groups": groups,
         "experts": experts,
         "fusions": fusions,
-        "warnings": [*_rough(fusions), *left_out(records)],
-        "seconds": {name: record.seconds for name, record in records.items()},
-        "kills": {name: record.kills for name, record in records.items() if record.kills},
-        "command": command or f"fastprune run {directory}/config.yaml --out {directory}",
-        "directory": str(directory),
+        "warnings": [*_rough(fusions), *facts["warnings"]],
     }
 
 
@@ -98,8 +71,7 @@ def _rough(fusions: Sequence[Mapping[str, Any]]) -> list[str]:
 def print_ensemble_report(report: Mapping[str, Any]) -> None:
     """The report as tables on standard output."""
     console = row_console()
-    title = f"{report['model']} on {report['dataset']}, {report['method']}, seed {report['seed']}"
-    console.print(title, style="bold")
+    print_title(console, report)
     full, before = report["cost"]["unpruned"], report["accuracy"]["baseline"]
     console.print(
         f"baseline: top-1 {before['top1']:.2f} %, {full['macs']:,} MACs, {full['params']:,} "
@@ -146,65 +118,8 @@ def print_ensemble_report(report: Mapping[str, Any]) -> None:
                 f"{fusion['split']['test']['top1']:.4f} %, in one process "
                 f"{fusion['test']['top1']:.4f} %: other kinds of machines round otherwise"
             )
-    seconds = ", ".join(
-        f"{name} {'at least ' if name in report['kills'] else ''}{took:.1f} s"
-        for name, took in report["seconds"].items()
-    )
-    console.print(f"time: {seconds}", soft_wrap=True)
-    for warning in report["warnings"]:
-        console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
-    console.print(f"saved: {report['directory']}; again: {report['command']}", soft_wrap=True)
+    print_ending(console, report)
 
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
-
-
-def plot_devices(path: Path, report: Mapping[str, Any]) -> None:
-    """Accuracy of the fused networks over the number of devices, and milliseconds an image.
-
-    Args:
-        path: of the PNG file.
-        report: as `build_ensemble_report` makes it.
-    """
-    figure = new_figure(9, 3.6)
-    left, right = figure.subplots(1, 2)
-    draw_fused(left, report["fusions"], report["accuracy"]["baseline"]["top1"])
-    draw_times(right, report["fusions"])
-    for axes in (left, right):
-        axes.legend(fontsize=8)
-    write_figure(path, figure)
-
-
-def draw_fused(axes: Axes, fusions: Sequence[Mapping[str, Any]], baseline: float) -> None:
-    """Accuracy of the fused networks over the number of devices, beside the baseline's."""
-    found = [fusion["test"]["top1"] for fusion in fusions]
-    _over_devices(axes, fusions)
-    axes.plot(_counts(fusions), found, color=COLORS[0], label="fused", **_MARKS)
-    axes.axhline(baseline, color="0.3", linestyle="dashed", label="baseline")
-    axes.set_ylabel("test top-1, %")
-
-
-def draw_times(axes: Axes, fusions: Sequence[Mapping[str, Any]]) -> None:
-    """Milliseconds an image over the number of devices, of the parts of split inference."""
-    _over_devices(axes, fusions)
-    for number, part in enumerate(("unpruned", "slowest expert", "slowest + head", "whole")):
-        times = [part_of(fusion["latency"], part)["image_ms"] for fusion in fusions]
-        axes.plot(_counts(fusions), times, color=COLORS[number], label=part, **_MARKS)
-    batch = part_of(fusions[0]["latency"], "unpruned")["batch"]
-    axes.set_ylabel(f"milliseconds an image, {batch} at a time")
-    axes.set_ylim(bottom=0)
-
-
-_MARKS: dict[str, Any] = {"marker": "o", "linewidth": 1.2}
-
-
-def _counts(fusions: Sequence[Mapping[str, Any]]) -> list[int]:
-    return [fusion["devices"] for fusion in fusions]
-
-
-def _over_devices(axes: Axes, fusions: Sequence[Mapping[str, Any]]) -> None:
-    axes.set_xlabel("devices")
-    axes.set_xticks(_counts(fusions))
-    axes.grid(color="0.9", linewidth=0.6)
-    axes.set_axisbelow(True)

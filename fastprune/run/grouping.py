@@ -33,7 +33,7 @@ from fastprune.run.directory import RunDirectory, saved_config, stored_record
 from fastprune.run.grouping_plots import plot_dendrogram, plot_similarity
 from fastprune.run.networks import build_network, choose_normalization, device_of, set_threads
 from fastprune.run.paths import RunPaths, check_run_directory
-from fastprune.run.report import row_console
+from fastprune.run.tables import row_console
 from fastprune.training import Progress, choose_progress, mean_logits
 
 __all__ = [

@@ -24,7 +24,7 @@ from fastprune.run.inference import Inference, infer
 from fastprune.run.networks import build_network, set_threads
 from fastprune.run.paths import FUSION, RunPaths, check_run_directory, is_run_directory
 from fastprune.run.pipeline import run as run_pipeline
-from fastprune.run.report import row_console
+from fastprune.run.tables import row_console
 from fastprune.training import choose_progress
 from fastprune.training.fusion import FusionOptions
 

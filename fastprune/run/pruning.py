@@ -264,18 +264,15 @@ class PruningRun(StagedRun):
         small = artifact.load(self.directory.pruned, device=self.device)
         focus = self.write_classes(model, small)
         content = build_report(
+            self.facts(),
             config=self.config,
             records=self.records,
             graph=self.trace(model),
             plan=plan,
             unpruned=model,
             pruned=small,
-            info=self.info,
-            pipelines={name: part.kind for name, part in self.splits.parts.items()},
-            normalization_source=self.normalization.source,
+            shape=self.info.input_shape,
             device=self.device,
-            command=self.repeat,
-            directory=self.directory.path,
             focus=focus,
         )
         directory = self.directory

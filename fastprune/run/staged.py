@@ -26,7 +26,7 @@ from fastprune.latency import DeviceClock
 from fastprune.run.checks import check_recipes
 from fastprune.run.directory import RunDirectory, StageRecord, stage_key
 from fastprune.run.networks import build_network, check_outputs, choose_normalization
-from fastprune.run.report import channel_facts
+from fastprune.run.report import channel_facts, left_out
 from fastprune.run.timing import reachable_here
 from fastprune.training import Metrics, Progress, TrainingOptions, evaluate, fit
 
@@ -124,6 +124,27 @@ class StagedRun(ABC):
         return first(
             lambda: self.directory.finish(name, key, results, files, seconds, bad_images=bad)
         )
+
+    def facts(self) -> dict[str, Any]:
+        """What every report says: what ran, on what, how long, and the command that repeats it."""
+        folder, records = self.directory.path, self.records
+        return {
+            "model": self.config.model.name,
+            "dataset": self.config.data.name,
+            "pipelines": {name: part.kind for name, part in self.splits.parts.items()},
+            "method": self.config.method.name,
+            "seed": self.config.seed,
+            "normalization": {
+                "mean": list(self.info.mean),
+                "std": list(self.info.std),
+                "source": self.normalization.source,
+            },
+            "warnings": left_out(records),
+            "seconds": {name: record.seconds for name, record in records.items()},
+            "kills": {name: record.kills for name, record in records.items() if record.kills},
+            "command": self.repeat or f"fastprune run {folder}/config.yaml --out {folder}",
+            "directory": str(folder),
+        }
 
     def open(self) -> None:
         """Opens the data, which is otherwise done when a stage first asks for it."""

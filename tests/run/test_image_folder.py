@@ -17,7 +17,7 @@ from torch import nn
 from fastprune.config import make_config
 from fastprune.errors import DataError
 from fastprune.run import pipeline
-from fastprune.run.report import print_report
+from fastprune.run.tables import print_report
 
 
 class Tiny(nn.Sequential):

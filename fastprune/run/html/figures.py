@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastprune.methods._scales import QUANTILES, ScaleRecord
 from fastprune.methods._states import StateRecord
 from fastprune.run.comparison_plot import draw_runs
-from fastprune.run.ensemble_report import draw_fused, draw_times
+from fastprune.run.ensemble_plots import draw_fused, draw_times
 from fastprune.run.plots import (
     COLORS,
     draw_fitness,
