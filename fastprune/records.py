@@ -63,6 +63,26 @@ class Limit:
         """The limit in the metric's own unit, given what the unpruned network costs."""
         return self.value * full if self.fraction else self.value
 
+    def shown(self, full: float) -> str:
+        """What was asked for, in words that leave no doubt whether it is a fraction."""
+        if not self.fraction:
+            return amount(self.value)
+        return f"{self.value:g} (a fraction: {amount(self.absolute(full))} of {amount(full)})"
+
+    def beyond(self, lowest: float, full: float, why: str) -> str:
+        """That the limit cannot be reached, and what can.
+
+        Args:
+            lowest: what the metric can be brought to.
+            full: what the unpruned network has.
+            why: no lower, for instance "with the floors given".
+        """
+        return (
+            f"budget.{self.metric}: {self.shown(full)} cannot be reached; {why}, {self.metric} "
+            f"can be from {amount(lowest)} to {amount(full)} ({lowest / full:.4f} to 1 of the "
+            "unpruned network)"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:

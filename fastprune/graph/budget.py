@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fastprune.errors import BudgetError, PlanError, nearest
 from fastprune.graph.channel_graph import ChannelGraph
 from fastprune.graph.plan import PruningPlan
-from fastprune.records import Budget, Metric, amount
+from fastprune.records import Budget, Metric
 
 __all__ = ["MIN_CHANNELS", "Latency", "Ranking", "Reach", "extremes", "reachable", "solve"]
 
@@ -370,12 +370,7 @@ def _bounds(budget: Budget, full: Floats, least: Floats) -> Floats:
         bound = limit.absolute(full[column] / scale) * scale
         if least[column] > bound:
             low, high = least[column] / scale, full[column] / scale
-            raise BudgetError(
-                f"budget.{limit.metric}: {limit.value:g} cannot be reached; with the floors "
-                f"given, {limit.metric} can "
-                f"be from {amount(low)} to {amount(high)} ({low / high:.4f} to 1 of the unpruned "
-                "network)"
-            )
+            raise BudgetError(limit.beyond(low, high, "with the floors given"))
         bounds[column] = min(bounds[column], bound)
     return bounds
 

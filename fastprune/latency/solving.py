@@ -225,20 +225,24 @@ def latency_range(
         met = limit.absolute(full_ms) > full_ms * (1 + TOLERANCE)
         if met and len(limits) == 1 and not solving.get("ratios"):
             raise BudgetError(
-                f"budget.latency_ms: {limit.value:g} is met by the unpruned network "
-                f"({full_ms:.4g} ms); nothing would be pruned"
+                f"budget.latency_ms: {limit.shown(_digits(full_ms))} is met by the unpruned "
+                f"network ({full_ms:.4g} ms); nothing would be pruned"
             )
     return f"latency_ms {low_ms:.4g} to {full_ms:.4g}"
 
 
 def _unreachable(limit: Limit, full_ms: float, low_ms: float, clock: Clock) -> BudgetError:
     setting = clock.setting
-    return BudgetError(
-        f"budget.latency_ms: {limit.value:g} cannot be reached; the smallest that can is "
-        f"{low_ms:.4g} ms ({low_ms / full_ms:.3f} of the unpruned network's {full_ms:.4g} ms), "
-        f"with every group at its floor; batch {setting.batch_size}, threads {setting.threads}, "
-        f"{setting.mode}"
+    why = (
+        f"measured at batch {setting.batch_size}, threads {setting.threads}, {setting.mode}, with "
+        "every group at its floor"
     )
+    return BudgetError(limit.beyond(_digits(low_ms), _digits(full_ms), why))
+
+
+def _digits(ms: float) -> float:
+    """Milliseconds to the digits that measuring gives."""
+    return float(f"{ms:.4g}")
 
 
 class _Tried(NamedTuple):

@@ -73,18 +73,15 @@ def check_reachable(prune: PruneOptions, graph: ChannelGraph) -> str:
     for limit in limits:
         row = ranges.get(limit.metric)
         if row is not None and limit.absolute(row.full) < row.lowest:
-            raise BudgetError(
-                f"prune.budget.{limit.metric}: {limit.value:g} cannot be reached; with the floors "
-                f"given, {limit.metric} can be from {amount(row.lowest)} to {amount(row.full)} "
-                f"({row.lowest / row.full:.4f} to 1 of the unpruned network)"
-            )
+            why = "with the floors given"
+            raise BudgetError(f"prune.{limit.beyond(row.lowest, row.full, why)}")
     known = [(limit, ranges[limit.metric]) for limit in limits if limit.metric in ranges]
     met = [(limit, row) for limit, row in known if limit.absolute(row.full) >= row.full]
     if met and len(met) == len(limits) and not prune.ratios:
         limit, row = met[0]
         raise BudgetError(
-            f"prune.budget.{limit.metric}: {limit.value:g} is met by the unpruned network "
-            f"({amount(row.full)}); nothing would be pruned"
+            f"prune.budget.{limit.metric}: {limit.shown(row.full)} is met by the unpruned "
+            f"network ({amount(row.full)}); nothing would be pruned"
         )
     return ", ".join(f"{row.metric} {amount(row.lowest)} to {amount(row.full)}" for row in table)
 

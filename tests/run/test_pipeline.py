@@ -166,7 +166,9 @@ def test_a_damaged_checkpoint_is_noticed(
 def test_an_impossible_budget_is_refused_before_training(tmp_path: Path) -> None:
     given = GRADUAL | {"prune": {"budget": {"macs": 0.001}}}
 
-    with pytest.raises(BudgetError, match=r"prune\.budget\.macs: 0\.001 cannot be reached; .* to"):
+    with pytest.raises(
+        BudgetError, match=r"prune\.budget\.macs: 0\.001 .*cannot be reached; .* to"
+    ):
         run(given, tmp_path)
     assert not (tmp_path / "baseline.safetensors").exists()
 
