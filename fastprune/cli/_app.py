@@ -19,7 +19,10 @@ __all__ = [
     "Model",
     "Option",
     "Quiet",
+    "Root",
+    "Seed",
     "Threads",
+    "Weights",
     "app",
     "print_json",
     "this_command",
@@ -80,6 +83,11 @@ Model = Annotated[
         "or file.py:function.",
     ),
 ]
+Weights = Annotated[
+    str | None, typer.Option(help="A weights file, or a torchvision name such as DEFAULT.")
+]
+Root = Annotated[str | None, typer.Option(help="Folder of the dataset.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")]
 Classes = Annotated[
     int | None, typer.Option("--num-classes", min=1, help="Classes; the usual ones if not given.")
 ]

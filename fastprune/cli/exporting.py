@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fastprune.cli._app import Json, Quiet, Threads, app, print_json
+from fastprune.cli._app import Json, Quiet, Root, Threads, app, print_json
 
 
 @app.command()
@@ -38,7 +38,7 @@ def export(
     data: Annotated[
         str | None, typer.Option(help="Dataset to check on; the run's if not given.")
     ] = None,
-    root: Annotated[str | None, typer.Option(help="Folder of the dataset.")] = None,
+    root: Root = None,
     threads: Threads = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -67,7 +67,7 @@ def export(
         print_json(found)
         return
     for file in found["files"]:
-        print(f"{file['file']}  {file['bytes'] / 1e6:.2f} MB")
+        print(f"{file['file']}  {file['bytes']:,} bytes")
     for part in found["parts"]:
         checked = part["checked"]
         same = f"{checked['same']} the same top-1, " if part["output"] == "logits" else ""

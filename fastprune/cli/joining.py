@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fastprune.cli._app import Device, Json, Quiet, Threads, app, print_json
+from fastprune.cli._app import Device, Json, Quiet, Root, Threads, app, print_json
 
-Root = Annotated[str | None, typer.Option(help="Folder of the dataset.")]
 DataOption = Annotated[
     list[str] | None,
     typer.Option("--data-option", metavar="KEY=VALUE", help="Of the dataset; repeatable."),

@@ -14,7 +14,10 @@ from fastprune.cli._app import (
     Model,
     Option,
     Quiet,
+    Root,
+    Seed,
     Threads,
+    Weights,
     app,
     print_json,
 )
@@ -113,13 +116,11 @@ def evaluate(
             metavar="[KEY=VALUE]…", help="Options of the dataset, for instance batch_size=512."
         ),
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="A weights file, or a torchvision name such as DEFAULT.")
-    ] = None,
+    weights: Weights = None,
     data: Annotated[
         str | None, typer.Option(help="Dataset; see `fastprune list datasets`.")
     ] = None,
-    root: Annotated[str | None, typer.Option(help="Folder of the dataset.")] = None,
+    root: Root = None,
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
     normalization: Annotated[
         str | None,
@@ -131,7 +132,7 @@ def evaluate(
     ] = None,
     num_classes: Classes = None,
     model_option: Option = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,
     quiet: Quiet = False,

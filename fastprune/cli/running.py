@@ -17,7 +17,10 @@ from fastprune.cli._app import (
     Model,
     Option,
     Quiet,
+    Root,
+    Seed,
     Threads,
+    Weights,
     app,
     print_json,
     this_command,
@@ -111,9 +114,7 @@ def _without_gpus(arguments: Sequence[str]) -> list[str]:
 @app.command()
 def prune(
     model: Model,
-    weights: Annotated[
-        str | None, typer.Option(help="A weights file, or a torchvision name such as DEFAULT.")
-    ] = None,
+    weights: Weights = None,
     criterion: Annotated[
         str, typer.Option(help="How channels are scored; see `fastprune list criteria`.")
     ] = "l1",
@@ -138,7 +139,7 @@ def prune(
     ] = None,
     iterations: Annotated[int, typer.Option(min=1, help="Steps of gradual pruning.")] = 1,
     data: Annotated[str, typer.Option(help="Dataset; see `fastprune list datasets`.")] = "digits",
-    root: Annotated[str | None, typer.Option(help="Folder of the dataset.")] = None,
+    root: Root = None,
     epochs: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning; 0 for none.")] = 10,
     baseline_epochs: Annotated[
         int,
@@ -152,7 +153,7 @@ def prune(
     ] = None,
     num_classes: Classes = None,
     model_option: Option = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,
     fresh: Fresh = False,

@@ -13,6 +13,7 @@ from fastprune.graph import ChannelGraph
 from fastprune.graph.channels import Layer, Map
 from fastprune.graph.cost import width_form
 from fastprune.graph.program import Op, Value
+from fastprune.graph.rules.pointwise import ACTIVATIONS, ADAPTIVE_POOLS, POOLS
 from fastprune.latency.table import LayerKind
 
 __all__ = ["Call", "calls_of", "matrix_calls"]
@@ -24,43 +25,9 @@ _MATRICES = ("conv1d", "conv2d", "conv3d", "linear")
 
 _LINES = frozenset(
     [
-        "batch_norm",
-        "instance_norm",
-        "prelu",
-        "relu",
-        "relu6",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "celu",
-        "silu",
-        "mish",
-        "gelu",
-        "hardswish",
-        "hardsigmoid",
-        "hardtanh",
-        "sigmoid",
-        "tanh",
-        "softplus",
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "cat",
-        "concat",
-        "pad",
-        "max_pool1d",
-        "max_pool2d",
-        "max_pool3d",
-        "avg_pool1d",
-        "avg_pool2d",
-        "avg_pool3d",
-        "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d",
-        "adaptive_avg_pool3d",
-        "adaptive_max_pool2d",
-        "interpolate",
-        "mean",
+        *("batch_norm", "instance_norm", "prelu", *ACTIVATIONS),
+        *("add", "sub", "mul", "div", "cat", "concat", "pad", "mean", "interpolate"),
+        *(*POOLS, *ADAPTIVE_POOLS),
     ]
 )
 """What moves every channel through memory: time goes with one width. Views take none, and what is

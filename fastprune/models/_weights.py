@@ -222,7 +222,8 @@ def _check(state: Mapping[str, Any], expected: Mapping[str, Any], path: Path) ->
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise WeightsError(
-            f"weights {path}: of another network: {'; '.join(problems[:_SHOWN])}{more}"
+            f"weights {path}: of another network: {'; '.join(problems[:_SHOWN])}{more}; "
+            "the network's options (its depth, num_classes, …) must be those it was trained with"
         )
 
 

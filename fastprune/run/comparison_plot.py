@@ -11,7 +11,7 @@ from fastprune.run.plots import COLORS, new_figure, percent_ticks, text_of, writ
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from fastprune.run.compare import ComparedRun
+    from fastprune.run.compared_run import ComparedRun
 
 __all__ = ["draw_runs", "plot_comparison"]
 

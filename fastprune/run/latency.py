@@ -222,6 +222,8 @@ def print_latency(found: Measured) -> None:
         console.print(f"left out: {mode}: {reason}", soft_wrap=True)
     for note in found.notes:
         console.print(f"note: {note}", soft_wrap=True)
+    if any(Mode(row.mode).compiled for row in found.rows):
+        console.print("note: what was compiled is timed but not looked into, layer by layer")
     for reason in found.why:
         console.print(f"hardly faster: {reason}", style="yellow", soft_wrap=True)
     console.print(f"saved: {', '.join(map(str, found.files))}", soft_wrap=True)

@@ -149,7 +149,7 @@ def why_slow(
     }
     alignment = alignment_of(before, clock, progress)
     return [
-        f"{pruned_ms:.3g} ms of {unpruned_ms:.3g} with {kept:.0%} of the MACs; {options.mode}, "
+        f"measured once more, {pruned_ms:.3g} ms of {unpruned_ms:.3g} with {kept:.0%} of the MACs; {options.mode}, "
         f"batch {options.batch_size}",
         *reasons(found, widths, alignment),
     ]

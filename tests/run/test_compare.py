@@ -17,7 +17,8 @@ import pytest
 from fastprune.errors import ConfigError
 from fastprune.files import TEMPORARY
 from fastprune.methods._states import StateRecord, write_states
-from fastprune.run.compare import COLUMNS, Comparison, compare, print_comparison
+from fastprune.run.compare import Comparison, compare, print_comparison
+from fastprune.run.compared_run import COLUMNS
 from fastprune.run.paths import RunPaths
 
 STATE = StateRecord(

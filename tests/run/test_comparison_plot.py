@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from fastprune.run.compare import ComparedRun, StatePoint
+from fastprune.run.compared_run import ComparedRun, StatePoint
 from fastprune.run.comparison_plot import plot_comparison
 
 RUN = ComparedRun(

@@ -398,6 +398,7 @@ def test_it_is_compared_by_a_row_for_each_number_of_devices(whole: Path, tmp_pat
     report = json.loads((whole / "report.json").read_text())
 
     assert [row.variant for row in found.runs] == ["2 devices", "3 devices"]
+    assert any("experts of all devices together" in note for note in found.notes)
     assert [row.top1_after for row in found.runs] == [
         fusion["test"]["top1"] for fusion in report["fusions"]
     ]

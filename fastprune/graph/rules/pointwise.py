@@ -13,14 +13,14 @@ from fastprune.graph.channels import ChannelTracker, Map, RawSlot
 from fastprune.graph.program import Op, Value
 from fastprune.graph.rules._table import rule
 
-__all__: list[str] = []
+__all__ = ["ACTIVATIONS", "ADAPTIVE_POOLS", "POOLS"]
 
 
 def same_shape(op: Op) -> tuple[int, ...]:
     return op.inputs[0].shape
 
 
-UNARY = [
+ACTIVATIONS = (
     "relu",
     "relu6",
     "leaky_relu",
@@ -36,6 +36,11 @@ UNARY = [
     "sigmoid",
     "tanh",
     "softplus",
+)
+"""Common ones, which take time for every element."""
+
+UNARY = [
+    *ACTIVATIONS,
     "softsign",
     "softshrink",
     "hardshrink",
@@ -315,11 +320,12 @@ def _spatial(tracker: ChannelTracker, op: Op, count: int) -> None:
     tracker.pass_on(op, ids)
 
 
-@rule(*(f"{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3)), shape=pool_shape)
-@rule(
-    *(f"adaptive_{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3)),
-    shape=adaptive_shape,
-)
+POOLS = tuple(f"{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3))
+ADAPTIVE_POOLS = tuple(f"adaptive_{name}" for name in POOLS)
+
+
+@rule(*POOLS, shape=pool_shape)
+@rule(*ADAPTIVE_POOLS, shape=adaptive_shape)
 @rule(
     "lp_pool1d",
     "lp_pool2d",

@@ -19,7 +19,7 @@ from fastprune.methods._grouping import Grouping
 from fastprune.methods._scales import SCALES, ScaleRecord, read_scales
 from fastprune.methods._states import StateRecord
 from fastprune.methods._trials import TrialLog, front
-from fastprune.run.compare import ComparedRun, printable, read_finished
+from fastprune.run.compared_run import ComparedRun, printable, read_finished
 from fastprune.run.directory import StageRecord, saved_config
 from fastprune.run.figures import (
     count_trials,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from fastprune.run.compare import ComparedRun
+    from fastprune.run.compared_run import ComparedRun
     from fastprune.run.trainings import Epoch
 
 __all__ = [

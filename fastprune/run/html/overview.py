@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
 
-from fastprune.run.compare import ComparedRun, network_of
+from fastprune.run.compared_run import ComparedRun, network_of
 from fastprune.run.html import figures
 from fastprune.run.html.asked import given_options, spelt
 from fastprune.run.html.blocks import Block, Cell, Column, Link, Picture, Section, Shown, Table

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from fastprune.errors import ConfigError, FastpruneError
 from fastprune.files import write_atomically
-from fastprune.run.compare import names_apart, network_of
+from fastprune.run.compare import names_apart
+from fastprune.run.compared_run import network_of
 from fastprune.run.html.asked import asked, noted, repeating
 from fastprune.run.html.blocks import Page, Picture, RunPart, Section
 from fastprune.run.html.channels import channels
