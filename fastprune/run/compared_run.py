@@ -87,7 +87,7 @@ def read_finished(path: Path) -> tuple[list[ComparedRun], list[str]]:
     if config.method.ensemble:
         name = printable(path.name or path.resolve().name)
         said = (
-            f"{name}: MACs, params and channels are those of the experts of all devices together"
+            f"{name}: MACs, params and channels are of the experts of all devices together"
         )
         return _fused_rows(path, config, report), [said]
     cost, kept, accuracy = report["cost"]["pruned"], report["cost"]["kept"], report["accuracy"]

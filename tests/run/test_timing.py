@@ -123,7 +123,7 @@ def test_a_limit_out_of_reach_is_refused_before_any_training(
     tmp_path: Path, made: list[FormulaClock]
 ) -> None:
     given = GIVEN | {"prune": {"budget": {"latency_ms": 0.01}}}
-    with pytest.raises(BudgetError, match=r"prune\.budget\.latency_ms: 0.01 cannot be"):
+    with pytest.raises(BudgetError, match=r"prune\.budget\.latency_ms: 0.01 .*cannot be"):
         run(given, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
