@@ -149,8 +149,8 @@ def why_slow(
     }
     alignment = alignment_of(before, clock, progress)
     return [
-        f"measured once more, {pruned_ms:.3g} ms of {unpruned_ms:.3g} with {kept:.0%} of the MACs; "
-        f"{options.mode}, batch {options.batch_size}",
+        f"measured once more, {pruned_ms:.3g} ms of {unpruned_ms:.3g} with {kept:.0%} of the "
+        f"MACs; {options.mode}, batch {options.batch_size}",
         *reasons(found, widths, alignment),
     ]
 
