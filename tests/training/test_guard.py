@@ -18,7 +18,7 @@ def test_one_bad_weight_is_found(dtype: torch.dtype, bad: float, place: int) -> 
     check_weights(layer, "layer", "nothing is kept")
     with torch.no_grad():
         layer.weight[0, place] = bad
-    with pytest.raises(DivergenceError, match="^layer: weight holds numbers that are not finite"):
+    with pytest.raises(DivergenceError, match=r"^layer: weight holds numbers that are not finite"):
         check_weights(layer, "layer", "nothing is kept")
 
 
@@ -27,5 +27,5 @@ def test_weights_may_be_complex_or_none_at_all() -> None:
     check_weights(layer, "layer", "nothing is kept")
     with torch.no_grad():
         layer[1][0] = complex(0, float("nan"))
-    with pytest.raises(DivergenceError, match="^layer: 1 holds"):
+    with pytest.raises(DivergenceError, match=r"^layer: 1 holds"):
         check_weights(layer, "layer", "nothing is kept")
