@@ -1,5 +1,5 @@
 # What is run daily; .ci/run calls the same. The tools come from PATH: activate an environment first.
-.PHONY: dev test interpret lint types bench gpu build
+.PHONY: dev test large interpret lint types bench gpu build
 
 # As many test processes as there are cores, but few: each holds a torch of its own.
 WORKERS ?= $(shell python -c 'import os; print(min(4, os.cpu_count() or 1))')
@@ -10,6 +10,9 @@ dev:  ## an editable install with everything that development needs
 
 test:  ## all tests, the gates of machine code among them
 	pytest -n $(WORKERS) --durations=10
+
+large:  ## tests that want most of a machine's memory for themselves, one after the other
+	pytest tests/run -m large --durations=5
 
 interpret:  ## Triton kernels without a GPU: the interpreter must be on before a kernel is imported
 	if [ -d tests/kernels ]; then TRITON_INTERPRET=1 pytest tests/kernels; fi

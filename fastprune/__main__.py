@@ -6,7 +6,10 @@ import io
 import os
 import signal
 import sys
+import traceback
+from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
 from fastprune.cli import app
 
@@ -26,7 +29,32 @@ def main() -> None:
 
     # Schedulers and containers end what runs by SIGTERM: it is told of as Ctrl-C is.
     signal.signal(signal.SIGTERM, interrupt)
-    app(prog_name="fastprune")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        app(prog_name="fastprune")
+    _end(_exit_code())
+
+
+def _exit_code() -> int:
+    try:
+        app(prog_name="fastprune")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _end(code: int) -> NoReturn:
+    """Ends this process, one of several, here and now.
+
+    Threads of gloo may hold tensors for as long as there is a network that was trained on several
+    ranks, and let go of them while Python shuts down, which aborts a process that was done.
+    """
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save as safetensors_bytes
+from safetensors.torch import save_file
 from torch import nn
 
 from fastprune import __version__, models
@@ -196,7 +197,16 @@ def save_state(path: Path, model: nn.Module | Mapping[str, torch.Tensor]) -> Non
             plain = plain.clone()
         state[name] = plain
     metadata = {"tied": json.dumps(tied, sort_keys=True)} if tied else None
-    first(lambda: write_atomically(path, safetensors_bytes(state, metadata)))
+    first(lambda: write_atomically(path, lambda file: _write(file, state, metadata)))
+
+
+def _write(file: Path, state: dict[str, torch.Tensor], metadata: dict[str, str] | None) -> None:
+    # Not by way of bytes in memory, of which a large network has none to spare.
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(state, file, metadata)
+    # safetensors makes it anew, and some versions for its owner alone.
+    file.chmod(stat.S_IMODE(mode))
 
 
 def load_state(path: Path) -> dict[str, torch.Tensor]:

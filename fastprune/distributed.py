@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -46,6 +48,8 @@ T = TypeVar("T")
 _TOLD, _CODE = "told", "code"
 _GRACE = 5.0
 """Seconds in which a rank that fails says so, before others believe that it was killed."""
+_LOOK = 0.5
+"""Seconds after which a rank looks whether torchrun is still there."""
 
 
 @dataclass(slots=True)
@@ -116,7 +120,7 @@ def started(timeout: float) -> Iterator[None]:
     store, number, size = next(rendezvous("env://", timeout=wait))
     _ranks = _Ranks(number, size, _met(store, number, size, timeout), timeout)
     try:
-        with _failing_together(_ranks):
+        with _ending_with_its_parent(), _failing_together(_ranks):
             yield
             if dist.is_initialized():
                 # None leaves while another may still read what it holds.
@@ -282,6 +286,24 @@ def _met(store: Store, number: int, size: int, timeout: float) -> Store:
 
 
 @contextmanager
+def _ending_with_its_parent() -> Iterator[None]:
+    """A context that SIGTERM ends where torchrun is killed, which then ends nobody itself."""
+    parent, over = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK):
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+@contextmanager
 def _failing_together(ranks: _Ranks) -> Iterator[None]:
     try:
         yield
@@ -355,5 +377,7 @@ def _code(ranks: _Ranks) -> int:
 
 def _wait_until_told(ranks: _Ranks) -> None:
     until = time.monotonic() + _GRACE
-    while not _told(ranks) and time.monotonic() < until:
-        time.sleep(0.05)
+    with suppress(RuntimeError):
+        # Until the store is gone, which is so with torchrun.
+        while not ranks.store.check([_TOLD]) and time.monotonic() < until:
+            time.sleep(0.05)

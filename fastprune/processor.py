@@ -1,10 +1,20 @@
-"""What the processor can do."""
+"""What the processor can do, and how much of it is there for this process."""
 
 from __future__ import annotations
 
+import os
+
 import torch
 
-__all__ = ["bf16_instructions"]
+__all__ = ["bf16_instructions", "cores"]
+
+
+def cores() -> int:
+    """Cores for this process, at least one: those it may run on, shared with the others that
+    torchrun began on this machine.
+    """
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (there or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def bf16_instructions() -> list[str]:

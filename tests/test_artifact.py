@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,19 @@ def test_equal_weights_give_equal_bytes_whatever_their_memory(tmp_path: Path) ->
         small = small.to(memory_format=torch.channels_last)
 
     assert names[0].read_bytes() == names[1].read_bytes()
+
+
+def test_weights_are_written_past_memory_for_whoever_may_read_files(tmp_path: Path) -> None:
+    file = tmp_path / "state.safetensors"
+    (tmp_path / "plain").touch()
+    tracemalloc.start()
+    try:
+        fp.artifact.save_state(file, {"weight": torch.ones(4_000_000)})
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 4_000_000
+    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 class Tied(nn.Module):

@@ -96,7 +96,7 @@ def run(
             if rank() == 0:
                 show_report(report, as_json)
             return
-    raise typer.Exit(launch(gpus, _without_gpus(sys.argv[1:])))
+    raise typer.Exit(launch(gpus, _without_gpus(sys.argv[1:]), settings.threads))
 
 
 def _without_gpus(arguments: Sequence[str]) -> list[str]:

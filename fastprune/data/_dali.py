@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Generator, Iterator
 from functools import partial
@@ -20,6 +19,7 @@ from fastprune.data._pipeline import Batch, Feed, InputPipeline, Kind, Placement
 from fastprune.data._telling import SILENT, Teller
 from fastprune.errors import DataError
 from fastprune.ops import crop_flip_normalize
+from fastprune.processor import cores
 
 __all__ = ["open_pipeline"]
 
@@ -202,5 +202,4 @@ def _threads(asked: int | None) -> int:
     """Threads that decode: as many as asked for, at least one; else one a core, within reason."""
     if asked is not None:
         return max(1, asked)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(cores or 1, _MOST_THREADS)
+    return min(cores(), _MOST_THREADS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from fastprune.data._draws import image_generator
 from fastprune.data._frames import framed, shrunk
 from fastprune.data._pipeline import Feed
 from fastprune.errors import DataError
+from fastprune.processor import cores
 
 __all__ = ["Made", "Workers", "check_made", "without_source"]
 
@@ -191,7 +191,7 @@ class Workers:
     def _open(self) -> DataLoader[Made]:
         workers = self._given
         if workers is None:
-            workers = min(_cores(), _MOST_WORKERS, self._batches)
+            workers = min(cores(), _MOST_WORKERS, self._batches)
         return DataLoader(
             self._decoder,  # type: ignore[arg-type]  # only __getitems__ is ever called
             batch_sampler=self._requests,
@@ -205,10 +205,3 @@ class Workers:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def _cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -229,6 +229,9 @@ class GeneratedSubnets:
 
     @torch.no_grad()
     def __call__(self, plans: Sequence[PruningPlan]) -> Iterator[Subnet]:
+        if not plans:
+            # Of a rank that has no candidates, since there are fewer than ranks.
+            return
         net = self._net
         genes = [net.table.gene(plan.widths()) for plan in plans]
         shapes = net.shapes(genes)

@@ -130,6 +130,8 @@ def _pruningnet(
         name="pruningnet",
         field="method.pruningnet",
     )
+    # They know each other, and would outlive the method until the garbage collector comes by.
+    net.structures = None
     if not file.is_file():
         artifact.save_state(file, net)
     return net.to(context.device)

@@ -86,9 +86,7 @@ def read_finished(path: Path) -> tuple[list[ComparedRun], list[str]]:
     report = standing_report(paths, _records(paths, stages_of(config)))
     if config.method.ensemble:
         name = printable(path.name or path.resolve().name)
-        said = (
-            f"{name}: MACs, params and channels are of the experts of all devices together"
-        )
+        said = f"{name}: MACs, params and channels are of the experts of all devices together"
         return _fused_rows(path, config, report), [said]
     cost, kept, accuracy = report["cost"]["pruned"], report["cost"]["kept"], report["accuracy"]
     before = accuracy["baseline"] or accuracy["trained_by_method"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ import torch
 from fastprune.config import RunConfig
 from fastprune.distributed import launched, rank, started
 from fastprune.errors import ConfigError
+from fastprune.processor import cores
 
 __all__ = ["check_ranks", "launch", "rank", "started"]
 
@@ -38,12 +40,13 @@ def check_ranks(count: int, config: RunConfig) -> None:
         )
 
 
-def launch(count: int, arguments: Sequence[str]) -> int:
+def launch(count: int, arguments: Sequence[str], threads: int | None) -> int:
     """Runs ``torchrun --standalone --nproc-per-node COUNT -m fastprune ARGUMENTS``.
 
     Args:
         count: of processes.
         arguments: of each.
+        threads: of each on the CPU; None shares the cores out.
 
     Returns:
         The exit code: the one of the first process that failed, which has said why.
@@ -52,8 +55,14 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    # Of a process that failed, it says again at length what that has said in one line.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    # Of a process that failed or a signal, it says again at length what is said in one line.
+    for name in ("torch.distributed", *logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    # And so does its C++, frame by frame.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # Otherwise it gives each process one thread, and warns.
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads or max(1, cores() // count)))
     given = ["--standalone", "--nproc-per-node", str(count), "-m", "fastprune", *arguments]
     try:
         run(parse_args(given))  # type: ignore[no-untyped-call]

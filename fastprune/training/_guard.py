@@ -72,7 +72,7 @@ def check_weights(model: nn.Module, name: str, kept: str) -> None:
     Raises:
         DivergenceError: some are not; the message names the first.
     """
-    good = {k: weight.detach().isfinite().all() for k, weight in model.named_parameters()}
+    good = {k: _finite(weight.detach()) for k, weight in model.named_parameters()}
     # Not isfinite: attention masks are buffers that hold -inf on purpose.
     good |= {k: ~buffer.isnan().any() for k, buffer in model.named_buffers()}
     found: list[bool] = torch.stack(list(good.values())).tolist()
@@ -82,3 +82,11 @@ def check_weights(model: nn.Module, name: str, kept: str) -> None:
             f"{name}: {first} holds numbers that are not finite; {kept}; try a lower lr, "
             "warmup_epochs or clip_grad_norm"
         )
+
+
+def _finite(weight: torch.Tensor) -> torch.Tensor:
+    """Whether all of it is, on its device."""
+    if weight.is_complex() or not weight.numel():
+        return weight.isfinite().all()
+    # NaN is the least and the greatest. No tensors of its size on the way, as isfinite has.
+    return torch.stack(weight.aminmax()).isfinite().all()

@@ -40,6 +40,8 @@ def impossible(
         found.append(f"compile: is for one process, and these are {world()} ranks; use false")
     elif options.compile and (why := compile_refusal()) is not None:
         found.append(f"compile: {why}; use false")
+    if train is not None and (why := _too_few(options, train)) is not None:
+        found.append(why)
     if options.focus is not None and train is not None:
         last = train.highest_label
         if (asked := max(options.focus.classes)) > last:
@@ -53,6 +55,21 @@ def impossible(
         if wants and not validated
     ]
     return found
+
+
+def _too_few(options: TrainingOptions, train: InputPipeline) -> str | None:
+    """Why some rank would have a step of one image, or none, or None: batch norm refuses these."""
+    needed, size = 2 * world(), train.batch_size * (world() if options.scale_batch else 1)
+    if world() == 1 or min(size, train.images) >= needed:
+        return None
+    asked = f"two images a step for each of {world()} ranks"
+    if train.images < needed:
+        return f"epochs: {train.images} training images are too few for {asked}; use fewer ranks"
+    least = 2 if options.scale_batch else needed
+    return (
+        f"scale_batch: data.batch_size is {train.batch_size}, too few for {asked}; expected "
+        f"{least} or more, or fewer ranks"
+    )
 
 
 def uncapturable(

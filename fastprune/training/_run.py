@@ -158,18 +158,19 @@ class Run:
             TrainingError: a loss was not finite.
             DataError: every batch was left out.
         """
-        if not self._totals.images:
-            raise DataError(
-                f"{self._name}: of every training batch of epoch {self.epoch + 1} one image alone "
-                f"can be read; mend or remove {self._bad_images()}"
-            )
         if world() > 1 and self.batch < self._mine.batches:
             raise DataError(
                 f"{self._name}: of a training batch of epoch {self.epoch + 1} rank {rank()} could "
                 f"read no image; mend or remove {self._bad_images()}"
             )
         self._guard.check(self._kept)
+        # Those of all ranks: one that goes on from the end of an epoch has none of its own.
         self._totals.add_ranks()
+        if not self._totals.images:
+            raise DataError(
+                f"{self._name}: of every training batch of epoch {self.epoch + 1} one image alone "
+                f"can be read; mend or remove {self._bad_images()}"
+            )
         train = self._totals.read()
         seconds, figures = self._pace.seconds, self._pace.figures()
         if world() > 1:

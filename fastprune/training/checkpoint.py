@@ -12,7 +12,7 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -34,21 +34,38 @@ _NO_COMMENT = b"\x00\x00"
 
 def write(path: Path, state: State, *, lasting: bool = True) -> None:
     """Puts ``state``, tensors and plain data, at ``path`` as `write_atomically` does."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    content = buffer.getvalue()
-    if not content.endswith(_NO_COMMENT):
-        raise ValueError("torch.save wrote something that is not a zip archive without comment")
-    mark = _MARK + hashlib.sha256(content).hexdigest().encode()
-    # Joined in the file rather than in memory: networks may be large.
-    write_atomically(path, lambda file: _join(file, content, mark), lasting=lasting)
+    # Past the archive in memory: that of a large network may be half of what there is.
+    write_atomically(path, lambda file: _write(file, state), lasting=lasting)
 
 
-def _join(file: Path, content: bytes, mark: bytes) -> None:
-    with file.open("wb") as stream:
-        stream.write(memoryview(content)[: -len(_NO_COMMENT)])
+def _write(file: Path, state: State) -> None:
+    with file.open("w+b") as stream:
+        written = _Hashed(stream)
+        torch.save(state, cast("IO[bytes]", written))
+        stream.seek(-len(_NO_COMMENT), os.SEEK_END)
+        if stream.read() != _NO_COMMENT:
+            raise ValueError(
+                "torch.save wrote something that is not a zip archive without comment"
+            )
+        mark = _MARK + written.digest.hexdigest().encode()
+        stream.seek(-len(_NO_COMMENT), os.SEEK_END)
         stream.write(len(mark).to_bytes(2, "little"))
         stream.write(mark)
+
+
+class _Hashed(io.RawIOBase):
+    """A file that is written from its beginning to its end, and the SHA-256 of what was."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.digest = hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self.digest.update(content)
+        return self._stream.write(content)
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> State:
@@ -58,25 +75,36 @@ def read(path: Path, device: torch.device | str = "cpu") -> State:
         CheckpointError: the file is not whole, or not one of these.
     """
     try:
-        stored = path.read_bytes()
+        with path.open("rb") as stream:
+            _check(path, stream)
+            stream.seek(0)
+            state = torch.load(stream, map_location=device, weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    view = memoryview(stored)
-    mark = stored[-_COMMENT:]
-    if len(stored) < _COMMENT + len(_NO_COMMENT) or not mark.startswith(_MARK):
-        raise CheckpointError(f"{path}: cut off, or not a checkpoint of fastprune")
-    digest = hashlib.sha256(view[: -_COMMENT - len(_NO_COMMENT)])
-    digest.update(_NO_COMMENT)
-    if digest.hexdigest().encode() != mark[len(_MARK) :]:
-        raise CheckpointError(f"{path}: damaged, its checksum does not match")
-    try:
-        state = torch.load(io.BytesIO(stored), map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path}: written by another version: {reason}") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: not a checkpoint of fastprune")
     return state
+
+
+def _check(path: Path, stream: IO[bytes]) -> None:
+    """Refuses a file whose bytes are not those that its comment has the digest of."""
+    size = stream.seek(0, os.SEEK_END)
+    if size >= _COMMENT + len(_NO_COMMENT):
+        stream.seek(-_COMMENT, os.SEEK_END)
+        mark = stream.read()
+    if size < _COMMENT + len(_NO_COMMENT) or not mark.startswith(_MARK):
+        raise CheckpointError(f"{path}: cut off, or not a checkpoint of fastprune")
+    digest, left = hashlib.sha256(), size - _COMMENT - len(_NO_COMMENT)
+    stream.seek(0)
+    while left and (block := stream.read(min(left, 1 << 20))):
+        digest.update(block)
+        left -= len(block)
+    digest.update(_NO_COMMENT)
+    if left or digest.hexdigest().encode() != mark[len(_MARK) :]:
+        raise CheckpointError(f"{path}: damaged, its checksum does not match")
 
 
 def save_rotating(directory: Path, state: State) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,6 +192,26 @@ def test_a_search_finds_a_network_within_the_budget(tmp_path: Path, splits: Spli
     # The weights to be trained are those of a new network.
     again = fresh(0).state_dict()
     assert all(torch.equal(t, again[name]) for name, t in result.model.state_dict().items())
+
+
+def test_the_pruningnet_is_gone_with_the_method(
+    tmp_path: Path, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not when the garbage collector comes by: it has 3 GB for ResNet-50."""
+    made: list[weakref.ref[PruningNet]] = []
+    init = PruningNet.__init__
+
+    def noted(self: PruningNet, *given: Any) -> None:
+        made.append(weakref.ref(self))
+        init(self, *given)
+
+    monkeypatch.setattr(PruningNet, "__init__", noted)
+    gc.disable()
+    try:
+        searched(tmp_path, splits)
+        assert [net() for net in made] == [None]
+    finally:
+        gc.enable()
 
 
 def test_genes_that_do_not_fill_the_budget_are_as_drawn(tmp_path: Path, splits: Splits) -> None:

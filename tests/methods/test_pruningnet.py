@@ -141,6 +141,10 @@ def test_weights_in_common_are_generated_once(monkeypatch: pytest.MonkeyPatch) -
             assert first[0].weights[name][1] is tensor
 
 
+def test_no_candidates_have_no_weights(net: PruningNet) -> None:
+    assert list(GeneratedSubnets(net)([])) == []
+
+
 def test_every_call_in_training_draws_a_structure(net: PruningNet) -> None:
     torch.manual_seed(3)
     genes = [net.draw() for _ in range(200)]

@@ -34,7 +34,9 @@ def command(arguments: list[str], fails: str = "", on: int = 1) -> dict[str, Any
                 raise ZeroDivisionError("one rank's own bug")
             if fails == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(15)
+            until = time.monotonic() + 60
+            while not distributed._told(distributed._ranks) and time.monotonic() < until:
+                time.sleep(0.1)
             os._exit(3)
 
         trainer.Run = failing  # type: ignore[assignment,misc]

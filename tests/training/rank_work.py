@@ -16,6 +16,7 @@ from fastprune.methods._pruningnet import PruningNet, Structures
 from fastprune.models import resolve
 from fastprune.nn import GrowingPenalty, SparsityPenalty
 from fastprune.training import TrainingOptions, evaluate, fit
+from fastprune.training.result import EpochRecord
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -36,7 +37,11 @@ def network(seed: int = 0) -> nn.Sequential:
 def trained(
     given: dict[str, Any], folder: str | None = None, hook: str = "", stop: int = 0
 ) -> dict[str, Any]:
-    """A training's end: weights, a digest of them, and what was measured."""
+    """A training's end: weights, a digest of them, and what was measured.
+
+    It is interrupted after ``stop`` steps or, of a negative one, as so many epochs are about to
+    end, of whose last step there is a checkpoint.
+    """
     data = DataOptions(
         batch_size=given.pop("batch_size", 32), validation=40, train_limit=107, test_limit=40
     )
@@ -66,8 +71,12 @@ def trained(
         if steps == stop:
             raise InterruptedError
 
+    def closing(record: EpochRecord) -> None:
+        if record.epoch == -stop:
+            raise InterruptedError
+
     if stop:
-        hooks["after_step"] = stopping
+        hooks |= {"after_step": stopping, "after_epoch": closing}
     result = fit(
         model,
         splits,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,20 @@ def test_a_full_disk_leaves_the_old_checkpoint(
     assert found is not None
     assert found["epoch"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["previous.pt"]
+
+
+def test_a_checkpoint_is_not_put_together_in_memory(tmp_path: Path) -> None:
+    large = {"weights": torch.ones(4_000_000)}
+    checkpoint.write(tmp_path / "x.pt", {})
+    for work in (
+        lambda: checkpoint.write(tmp_path / "x.pt", large),
+        lambda: checkpoint.read(tmp_path / "x.pt"),
+    ):
+        tracemalloc.start()
+        try:
+            work()
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        # Tensors themselves are not counted.
+        assert most < 4_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def test_pruningnets_are_trained_of_the_same_structures(ranks: Ranks) -> None:
     assert first["digest"] == second["digest"]
 
 
-@pytest.mark.parametrize("where", [2, 5])
+@pytest.mark.parametrize("where", [2, 5, -1])
 def test_a_training_goes_on_on_ranks(where: int, ranks: Ranks, tmp_path: Path) -> None:
     """It ends in the bytes, and tells of the figures, of one that was not interrupted."""
     given = {"epochs": 2, "checkpoint_every": 0, "keep": "best"}
@@ -77,6 +78,38 @@ def test_a_training_goes_on_on_ranks(where: int, ranks: Ranks, tmp_path: Path) -
     # It is done: another number of ranks is given the same.
     (read,) = ranks.run(1, WORK, "trained", given, str(tmp_path / "part"))
     assert read["digest"] == whole[0]["digest"]
+
+
+@pytest.mark.parametrize(("before", "after", "where"), [(1, 2, 2), (2, 1, -1), (2, 4, -1)])
+def test_a_training_goes_on_on_other_ranks(
+    before: int, after: int, where: int, ranks: Ranks, tmp_path: Path
+) -> None:
+    given = {"epochs": 2, "checkpoint_every": 0}
+    (whole,) = ranks.run(1, WORK, "trained", given)
+    expected = ("InterruptedError", "ToldElsewhere")
+    folder = str(tmp_path / "part")
+    ranks.run(before, WORK, "trained", given, folder, "", where, expected=expected)
+    for found in ranks.run(after, WORK, "trained", given, folder):
+        np.testing.assert_allclose(found["weights"], whole["weights"], atol=1e-4)
+        np.testing.assert_allclose(found["losses"], whole["losses"], rtol=1e-5)
+        for counted in ("top1", "validation"):
+            assert found[counted] == whole[counted]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"batch_size": 7}, r"scale_batch: data.batch_size is 7, .* each of 4 ranks; expected 8"),
+        ({"batch_size": 1, "scale_batch": True}, r"batch_size is 1, .*; expected 2 or more"),
+    ],
+)
+def test_batches_too_small_for_ranks_are_refused(
+    given: dict[str, Any], said: str, ranks: Ranks
+) -> None:
+    expected = ("TrainingError", "ToldElsewhere")
+    found = ranks.run(4, WORK, "trained", {"epochs": 1, **given}, expected=expected)
+    (told,) = (one["said"] for one in found if one["error"] == "TrainingError")
+    assert re.search(said, told)
 
 
 def test_each_rank_may_take_a_batch_of_its_own_at_a_scaled_rate(ranks: Ranks) -> None:
