@@ -1,8 +1,11 @@
 # What is run daily; .ci/run calls the same. The tools come from PATH: activate an environment first.
-.PHONY: dev test large interpret lint types bench gpu build
+.PHONY: dev test large faults interpret lint types bench gpu build
 
 # As many test processes as there are cores, but few: each holds a torch of its own.
 WORKERS ?= $(shell python -c 'import os; print(min(4, os.cpu_count() or 1))')
+
+# Where the runs go that are killed.
+FAULTS ?= /tmp/fastprune-kills
 
 dev:  ## an editable install with everything that development needs
 	python -m pip install -e '.[test,dev,rivals,timm,onnx]'
@@ -13,6 +16,11 @@ test:  ## all tests, the gates of machine code among them
 
 large:  ## tests that want most of a machine's memory for themselves, one after the other
 	pytest tests/run -m large --durations=5
+
+faults:  ## the whole fault campaign: 100 kills, 1,000 mutants, disks, clocks, hostile files, memory
+	pytest -n 0 tests/faults tests/run/test_directory.py
+	python tests/faults/kills.py $(FAULTS)
+	python tests/faults/mutations.py
 
 interpret:  ## Triton kernels without a GPU: the interpreter must be on before a kernel is imported
 	if [ -d tests/kernels ]; then TRITON_INTERPRET=1 pytest tests/kernels; fi

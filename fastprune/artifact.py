@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -35,7 +38,31 @@ FORMAT = 1
 """Version of the JSON half; a newer one than this cannot be read."""
 
 _SHOWN = 3
-_KEYS = ("architecture", "num_classes", "options", "input_shape", "plan", "weights")
+
+
+class _Normalized(BaseModel, strict=True):
+    mean: list[float]
+    std: list[float]
+
+
+class _Stored(BaseModel, strict=True):
+    file: str
+    sha256: str
+
+
+class _Described(BaseModel, strict=True):
+    """What the JSON half has to say."""
+
+    architecture: str | None
+    num_classes: Annotated[int, Field(ge=1)] | None
+    options: dict[str, Any]
+    input_shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+    keep: list[str] = []
+    plan: dict[str, Any]
+    normalization: _Normalized | None = None
+    classes: list[str] | None = None
+    metrics: dict[str, Any] = {}
+    weights: _Stored
 
 
 def save(
@@ -170,10 +197,22 @@ def describe(path: str | Path) -> tuple[Path, dict[str, Any]]:
             f"{file}: format {description['format']} is of a newer fastprune "
             f"({description.get('fastprune')}); this one reads up to {FORMAT}"
         )
-    lacking = [key for key in _KEYS if key not in description]
-    if lacking:
-        raise ArtifactError(f"{file}: lacks {', '.join(lacking)}")
+    try:
+        _Described.model_validate(description)
+    except ValidationError as error:
+        raise ArtifactError(f"{file}: {_wrong(error)}") from None
     return stem, description
+
+
+def _wrong(error: ValidationError) -> str:
+    """What a description lacks, or the first thing in it that is something else."""
+    found = error.errors(include_url=False)
+    lacking = [".".join(map(str, each["loc"])) for each in found if each["type"] == "missing"]
+    if lacking:
+        return f"lacks {', '.join(lacking)}"
+    where = ".".join(map(str, found[0]["loc"]))
+    message = found[0]["msg"].replace("Input should be", "expected")
+    return f"{where}: {message}, got {found[0]['input']!r:.80}"
 
 
 def save_state(path: Path, model: nn.Module | Mapping[str, torch.Tensor]) -> None:
@@ -204,7 +243,14 @@ def _write(file: Path, state: dict[str, torch.Tensor], metadata: dict[str, str] 
     # Not by way of bytes in memory, of which a large network has none to spare.
     file.touch()
     mode = file.stat().st_mode
-    save_file(state, file, metadata)
+    try:
+        save_file(state, file, metadata)
+    except safetensors.SafetensorError as error:
+        # What the system said is in the text alone.
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        if told is None:
+            raise
+        raise OSError(int(told[1]), os.strerror(int(told[1]))) from error
     # safetensors makes it anew, and some versions for its owner alone.
     file.chmod(stat.S_IMODE(mode))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -103,7 +103,7 @@ class RunConfig(Options):
     finetune: TrainingOptions | None = None
     seed: int = Field(default=0, ge=0)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=1024)
     latency: LatencyOptions = LatencyOptions()
 
     @model_validator(mode="after")
@@ -180,7 +180,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not file.is_file():
         raise ConfigError(f"{file}: no such configuration file")
     try:
-        given = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        given = _parsed(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise ConfigError(f"{file}: not a text file; expected YAML") from None
     except yaml.YAMLError as error:
@@ -207,6 +207,9 @@ def checked(kind: type[Checked], given: Mapping[str, Any], *, source: str) -> Ch
     Raises:
         ConfigError: every wrong field, a line each that begins with ``source``.
     """
+    # First, and alone: Python does not even write down numbers of thousands of digits.
+    if lines := list(_too_large(given)):
+        raise ConfigError([f"{source}: {line}" for line in lines])
     try:
         return kind.model_validate(given)
     except ValidationError as error:
@@ -230,7 +233,7 @@ def parse_overrides(overrides: Iterable[str]) -> list[tuple[tuple[str, ...], Any
             problems.append(f"{override}: expected key=value, such as finetune.epochs=3")
             continue
         try:
-            parsed.append((path, yaml.load(text, _Loader)))
+            parsed.append((path, _parsed(text)))
         except yaml.YAMLError as error:
             problems.append(f"{override}: the value is not valid YAML: {_one_line(error)}")
     if problems:
@@ -279,6 +282,23 @@ def json_schema() -> dict[str, Any]:
     schema["properties"]["method"] = {"oneOf": choices, "title": "Method"}
     schema["title"] = "fastprune run configuration"
     return schema
+
+
+_LARGEST = 2**53
+"""Larger whole numbers do not come back from every reader of JSON, nor do all libraries count so
+far."""
+
+
+def _too_large(given: Any, where: str = "") -> Iterator[str]:
+    """A line for every whole number that is too large."""
+    if isinstance(given, Mapping):
+        for key, value in given.items():
+            yield from _too_large(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(given, (list, tuple)):
+        for place, value in enumerate(given):
+            yield from _too_large(value, f"{where}.{place}")
+    elif isinstance(given, int) and abs(given) > _LARGEST:
+        yield f"{where}: expected a whole number of at most 2^53, got {hex(given)[:40]}"
 
 
 def _problem(detail: ErrorDetails, kind: type[BaseModel], given: Mapping[str, Any]) -> str:
@@ -335,6 +355,15 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
         return [m for a in typing.get_args(annotation) for m in _models_in(a)]
     return []
+
+
+def _parsed(text: str) -> Any:
+    """What YAML spells out; whatever else is wrong with it is a YAMLError too."""
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, RecursionError) as error:
+        # Dates such as 2024-13-45, numbers of thousands of digits, brackets in brackets.
+        raise yaml.YAMLError(str(error)) from None
 
 
 def _one_line(error: yaml.YAMLError) -> str:

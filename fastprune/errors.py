@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "GraphError",
     "PlanError",
     "RankError",
+    "StorageError",
     "ToldElsewhere",
     "TrainingError",
     "WeightsError",
@@ -74,6 +76,41 @@ class BackendError(FastpruneError):
 
 class TrainingError(FastpruneError):
     """Training cannot be done, or cannot go on."""
+
+
+_STORAGE = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EIO,
+        errno.ESTALE,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+    }
+)
+"""What a disk, a file system or who owns it says; other errors of the system are bugs."""
+
+
+class StorageError(FastpruneError):
+    """A file cannot be written or read: a full disk, a read-only or vanished folder."""
+
+    @staticmethod
+    def of(error: OSError, place: object = "") -> StorageError | None:
+        """The same as ``error`` for people; None where it is not of this kind.
+
+        Args:
+            error: what the system said.
+            place: where it happened, should the system not say so.
+        """
+        if error.errno not in _STORAGE:
+            return None
+        where = error.filename if error.filename is not None else place
+        return StorageError(f"{where}: {error.strerror}" if where else str(error.strerror))
 
 
 class RankError(FastpruneError):

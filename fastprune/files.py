@@ -15,6 +15,8 @@ __all__ = [
     "cache_folder",
     "digest_of",
     "locked",
+    "named",
+    "read_json",
     "sha256_of",
     "sync",
     "write_atomically",
@@ -48,24 +50,47 @@ def write_atomically(
         lasting: wait for the disk, so that it also holds when the machine itself goes down.
     """
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
-    try:
-        if isinstance(content, bytes):
-            temporary.write_bytes(content)
-        else:
-            content(temporary)
+    with named(path):
+        try:
+            if isinstance(content, bytes):
+                temporary.write_bytes(content)
+            else:
+                content(temporary)
+            if lasting:
+                sync(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
         if lasting:
-            sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if lasting:
-        sync(path.parent)
+            sync(path.parent)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """A context of whose errors of the system ``path`` is the file.
+
+    A full disk is noticed where an open file is written to, and that error names none.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_json(path: Path, content: Any) -> None:
     """``content`` as indented JSON with a final newline, written atomically."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(path, _encoded(text))
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; None where it is not there or is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 @contextmanager

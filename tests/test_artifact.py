@@ -313,6 +313,29 @@ def test_each_kind_of_damage_has_its_message(tmp_path: Path) -> None:
     fp.load(tmp_path / "a")
 
 
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"input_shape": [3, "x", 32]}, r"input_shape\.1: expected a valid integer, got 'x'"),
+        ({"input_shape": [3, 0, 32]}, r"input_shape\.1: expected greater than or equal to 1, "),
+        ({"normalization": {"mean": [0.5]}}, r"lacks normalization\.std"),
+        ({"num_classes": "10"}, r"num_classes: .*, got '10'"),
+        ({"options": None}, r"options: expected a valid dictionary, got None"),
+        ({"weights": {}}, r"lacks weights\.file, weights\.sha256"),
+        ({"keep": "conv1"}, r"keep: expected a valid list, got 'conv1'"),
+    ],
+)
+def test_a_description_that_says_something_else_is_refused_by_field(
+    changed: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    save_resnet(tmp_path / "a")
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+
+    with pytest.raises(ArtifactError, match=rf"^{file}: {expected}"):
+        fp.load(tmp_path / "a")
+
+
 def test_states_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
     save_state(tmp_path / "a", nn.Linear(2, 2))
     (tmp_path / "b").write_bytes((tmp_path / "a").read_bytes()[:20])

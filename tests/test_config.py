@@ -304,3 +304,53 @@ def commented_overrides() -> list[Any]:
 def test_overrides_that_comments_offer_are_valid(file: Path, overrides: list[str]) -> None:
     assert all("=" in override for override in overrides)
     load_config(file, overrides)
+
+
+def test_whole_numbers_that_nothing_counts_to_are_refused() -> None:
+    data = {"name": "digits", "batch_size": 2**60}
+    large, kept, seed = problems(
+        SMALL | {"data": data, "prune": {"keep": [10**5000]}, "seed": 2**53 + 1}
+    )
+
+    expected = "expected a whole number of at most 2^53, got"
+    assert large == f"config: data.batch_size: {expected} 0x1000000000000000"
+    assert kept.startswith(f"config: prune.keep.0: {expected} 0x")
+    assert len(kept) < 200
+    assert seed == f"config: seed: {expected} 0x20000000000001"
+    assert make_config(SMALL | {"seed": 2**53}).seed == 2**53
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"finetune": {"distill": {"temperature": 1e300}}}, "finetune.distill.temperature: "),
+        ({"method": {"name": "abc", "food_number": 2**40}}, "method.food_number: "),
+        ({"method": {"name": "abc", "parallel": 2**40}}, "method.parallel: "),
+        ({"method": {"name": "metapruning", "population": 2**40}}, "method.population: "),
+        ({"data": {"name": "digits", "cache_limit": 1e300}}, "data.cache_limit: "),
+    ],
+)
+def test_what_no_memory_or_float_can_hold_is_refused(
+    changed: dict[str, Any], expected: str
+) -> None:
+    assert any(
+        line.startswith(f"config: {expected}expected less than or equal to")
+        for line in problems(SMALL | changed)
+    )
+
+
+@pytest.mark.parametrize("value", ["2024-13-45", "9" * 5000, "[" * 2000], ids=len)
+def test_yaml_that_stands_for_nothing_is_said_to_be_wrong(value: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(f"seed: {value}\n")
+
+    with pytest.raises(ConfigError, match=rf"^{file}: not valid YAML: "):
+        load_config(file)
+    with pytest.raises(ConfigError, match="the value is not valid YAML: "):
+        parse_overrides([f"seed={value}"])
+
+
+def test_more_threads_than_a_process_can_have_are_refused() -> None:
+    (line,) = problems(SMALL | {"threads": 100_000})
+
+    assert line == "config: threads: expected less than or equal to 1024; got 100000"

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
 
 import pytest
 
+from fastprune.errors import StorageError
 from fastprune.files import TEMPORARY, digest_of, sha256_of, write_atomically, write_json
 
 
@@ -32,6 +34,16 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path
 
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    def full(temporary: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a'$") as caught:
+        write_atomically(tmp_path / "a", full)
+    assert str(StorageError.of(caught.value)) == f"{tmp_path}/a: No space left on device"
+    assert StorageError.of(FileNotFoundError(errno.ENOENT, "No such file")) is None
 
 
 def test_json_has_names_that_are_no_utf8(tmp_path: Path) -> None:

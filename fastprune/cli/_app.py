@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fastprune.errors import ConfigError, FastpruneError, ToldElsewhere
+from fastprune.errors import ConfigError, FastpruneError, StorageError, ToldElsewhere
 
 __all__ = [
     "Classes",
@@ -45,6 +45,12 @@ class _Commands(TyperGroup):
             for line in lines:
                 print(f"fastprune: error: {line}", file=sys.stderr)
             raise typer.Exit(2) from None
+        except OSError as error:
+            told = StorageError.of(error)
+            if told is None:
+                raise
+            print(f"fastprune: error: {told}", file=sys.stderr)
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             print(f"fastprune: interrupted{_how_to_go_on(ctx)}", file=sys.stderr)
             raise typer.Exit(130) from None
@@ -73,7 +79,7 @@ Fresh = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads; torch's own choice if not given.")
+    int | None, typer.Option(min=1, max=1024, help="CPU threads; torch's own choice if not given.")
 ]
 Model = Annotated[
     str,

@@ -82,7 +82,9 @@ def infer(
         list[str] | None,
         typer.Option("--device", help="Of each expert in turn, or one for all: cpu, cuda:1, …"),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each process.")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, max=1024, help="CPU threads of each process.")
+    ] = 1,
     batch: Annotated[
         list[int] | None,
         typer.Option(

@@ -30,7 +30,9 @@ def latency(
     ] = None,
     threads: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="CPU threads; repeatable. torch's own choice if not given."),
+        typer.Option(
+            min=1, max=1024, help="CPU threads; repeatable. torch's own choice if not given."
+        ),
     ] = None,
     repeats: Annotated[int, typer.Option(min=2, help="Turns of each pair of networks.")] = 30,
     device: Device = "auto",

@@ -103,6 +103,7 @@ class DataOptions(Options):
     cache_limit: float = Field(
         default=8.0,
         gt=0,
+        le=1e9,
         allow_inf_nan=False,
         description="Gigabytes that decoded images may take in that folder.",
     )

@@ -64,7 +64,7 @@ class AbcOptions(MethodOptions):
     batches: int = Field(default=10, ge=1)
     search: Literal["bee_colony", "random"] = "bee_colony"
     order: Literal["batched", "published"] = "batched"
-    food_number: int = Field(default=10, ge=2)
+    food_number: int = Field(default=10, ge=2, le=100_000)
     max_cycle: int = Field(default=10, ge=1)
     food_limit: int = Field(default=5, ge=1)
     honeychange_num: int = Field(default=2, ge=1)
@@ -76,7 +76,7 @@ class AbcOptions(MethodOptions):
     fitness_split: Literal["validation", "test"] = "validation"
     fitness_metric: Literal["top1", "top5"] = "top1"
     racing: bool = False
-    parallel: int = Field(default=1, ge=1)
+    parallel: int = Field(default=1, ge=1, le=1024)
 
     @field_validator("fitness", mode="before")
     @classmethod

@@ -77,7 +77,7 @@ class MetaPruningOptions(MethodOptions):
     )
     candidate: int | None = Field(default=None, ge=0)
     weights: Literal["fresh", "generated"] = "fresh"
-    population: int = Field(default=50, ge=1)
+    population: int = Field(default=50, ge=1, le=100_000)
     select_num: int = Field(default=10, ge=1)
     mutation_num: int = Field(default=25, ge=0)
     crossover_num: int = Field(default=25, ge=0)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fastprune.distributed import first, rank
-from fastprune.files import write_atomically
+from fastprune.files import named, write_atomically
 
 __all__ = ["Trial", "TrialLog", "counts", "front", "steps_in_common"]
 
@@ -112,9 +112,9 @@ class TrialLog:
         lines = _written(trials)
         if rank() == 0:
             # In one write, which no kill comes into the middle of.
-            with self._path.open("ab", buffering=0) as stream:
+            with named(self._path), self._path.open("ab", buffering=0) as stream:
                 if stream.write(lines) != len(lines):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for trial in trials:
             self._note(trial)
 

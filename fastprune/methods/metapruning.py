@@ -139,8 +139,14 @@ def _pruningnet(
 
 def _check_images(context: MethodContext, options: MetaPruningOptions, earlier: Path) -> None:
     """Refuses to measure fitness on images that the pruningnet may have been trained on."""
-    config = earlier / "config.yaml"
-    seed = yaml.safe_load(config.read_text())["seed"] if config.is_file() else context.seed
+    config, seed = earlier / "config.yaml", context.seed
+    if config.is_file():
+        try:
+            seed = yaml.safe_load(config.read_text(encoding="utf-8"))["seed"]
+        except (ValueError, LookupError, TypeError, yaml.YAMLError):
+            raise FastpruneError(
+                f"method.earlier: {config}: unreadable, or names no seed"
+            ) from None
     if options.searches and seed != context.seed:
         raise FastpruneError(
             f"method.earlier: {earlier} was run with seed {seed}, and the seed chooses the "

@@ -31,7 +31,7 @@ class InferenceOptions(Options):
     """
 
     devices: tuple[str, ...] | None = None
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=1024)
     batches: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=1)
     repeats: int = Field(default=30, ge=2)
 

@@ -10,8 +10,9 @@ from typing import Any
 from fastprune.config import RunConfig
 from fastprune.errors import CheckpointError, ConfigError
 from fastprune.methods._states import StateRecord, read_states
-from fastprune.run.directory import StageRecord, saved_config
+from fastprune.run.directory import saved_config
 from fastprune.run.paths import RunPaths, check_run_directory
+from fastprune.run.stages import StageRecord
 from fastprune.run.standing import goes_on_by, stages_of, standing_records, standing_report
 
 __all__ = ["COLUMNS", "ComparedRun", "StatePoint", "network_of", "printable", "read_finished"]

@@ -9,19 +9,18 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from fastprune.config import RunConfig, make_config, to_yaml
 from fastprune.data import Listing
 from fastprune.distributed import first, launched
-from fastprune.errors import ConfigError, DataError, FastpruneError
-from fastprune.files import TEMPORARY, digest_of, sha256_of, write_atomically, write_json
+from fastprune.errors import ConfigError, DataError, FastpruneError, StorageError
+from fastprune.files import TEMPORARY, read_json, sha256_of, write_atomically, write_json
 from fastprune.run.lock import check_shared, locked
 from fastprune.run.paths import (
     BASELINE,
@@ -37,74 +36,11 @@ from fastprune.run.paths import (
     RunPaths,
     is_run_directory,
 )
+from fastprune.run.stages import StageRecord, stored_record, write_record
 
-__all__ = [
-    "ENSEMBLE_STAGES",
-    "STAGES",
-    "RunDirectory",
-    "StageRecord",
-    "open_directory",
-    "stage_key",
-    "stored_record",
-]
-
-STAGES = ("baseline", "plan", "prune", "finetune", "report")
-"""Of a run that prunes one network."""
-
-ENSEMBLE_STAGES = ("baseline", "group", "experts", "fuse", "infer", "report")
-"""Of a run that makes several networks and joins them."""
+__all__ = ["RunDirectory", "open_directory", "saved_config"]
 
 _INPUTS = "inputs.json"
-
-_FORMAT = 1
-"""Raised when a stage computes something else from the same inputs."""
-
-
-@dataclass(frozen=True, slots=True)
-class StageRecord:
-    """What a finished stage left.
-
-    Attributes:
-        stage: its name.
-        inputs: digest of all that it was made from.
-        results: figures and facts; plain data, the same on every machine-equal repetition.
-        files: name of each file it wrote -> SHA-256.
-        seconds: time it took, in all processes that worked on it but those that were killed.
-        kills: how many were.
-        bad_images: image files that had been left out by its end, in that process.
-    """
-
-    stage: str
-    inputs: str
-    results: dict[str, Any]
-    files: dict[str, str]
-    seconds: float
-    kills: int = 0
-    bad_images: tuple[str, ...] = ()
-
-    @property
-    def digest(self) -> str:
-        """Digest of what the stage made, for the next stage's inputs.
-
-        Neither its time nor the bad images enter it: both depend on what ran in one process.
-        """
-        return digest_of([self.stage, self.inputs, self.results, self.files])
-
-
-_RECORD = TypeAdapter(StageRecord)
-
-
-def stage_key(stage: str, inputs: Any) -> str:
-    """Digest of what a stage is made from, as its record keeps it."""
-    return digest_of([stage, _FORMAT, inputs])
-
-
-def stored_record(file: Path) -> StageRecord | None:
-    """The record in a file, whether or not its result still stands; None where it is none."""
-    try:
-        return _RECORD.validate_python(_read_json(file))
-    except ValidationError:
-        return None
 
 
 class RunDirectory(RunPaths):
@@ -149,7 +85,7 @@ class RunDirectory(RunPaths):
         """
         if not listings:
             return
-        there = _read_json(self.path / IMAGES)
+        there = read_json(self.path / IMAGES)
         if not isinstance(there, dict):
             write_json(self.path / IMAGES, {part: asdict(of) for part, of in listings.items()})
             return
@@ -169,9 +105,11 @@ class RunDirectory(RunPaths):
 
     def work(self, stage: str, inputs: str) -> Path:
         """A folder for the checkpoints of a stage; emptied when it is from other inputs."""
+        if not (self.path / LOCK).exists():
+            raise _gone(self.path)
         folder = self.work_folder(stage)
         mark = folder / _INPUTS
-        before = _read_json(mark)
+        before = read_json(mark)
         if not isinstance(before, dict) or before.get("inputs") != inputs:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -182,7 +120,7 @@ class RunDirectory(RunPaths):
     def leave(self, stage: str, seconds: float) -> None:
         """Writes down that a process ended before the stage did, and how long it worked on it."""
         mark = self.work_folder(stage) / _INPUTS
-        before = _read_json(mark)
+        before = read_json(mark)
         if isinstance(before, dict):
             spent = before.get("seconds", 0.0) + seconds
             write_json(mark, {**before, "ends": before.get("ends", 0) + 1, "seconds": spent})
@@ -213,16 +151,18 @@ class RunDirectory(RunPaths):
         bad_images: tuple[str, ...] = (),
     ) -> StageRecord:
         """Writes down that a stage is done; its files must be in place."""
+        if not (self.path / LOCK).exists():
+            raise _gone(self.path)
         sums = {str(file.relative_to(self.path)): sha256_of(file) for file in files}
         # Through JSON and back, so that a stage sees the same whether it goes on or starts again.
         plain = json.loads(json.dumps(results))
-        before = _read_json(self.work_folder(stage) / _INPUTS) or {}
+        before = read_json(self.work_folder(stage) / _INPUTS) or {}
         kills = before.get("starts", 1) - before.get("ends", 0) - 1
         self.leave(stage, seconds)
         seconds = round(before.get("seconds", 0.0) + seconds, 3)
         record = StageRecord(stage, inputs, plain, sums, seconds, kills, bad_images)
         (self.path / RECORDS).mkdir(exist_ok=True)
-        write_json(self.record_file(stage), asdict(record))
+        write_record(self.record_file(stage), record)
         return record
 
 
@@ -235,7 +175,7 @@ def saved_config(path: Path) -> RunConfig:
     file = path / CONFIG
     try:
         given = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         given = None
     if not isinstance(given, dict):
         raise ConfigError(
@@ -295,25 +235,57 @@ def _opened(
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{path}: cannot make the run directory: {error.strerror}") from None
-    with locked(path / LOCK):
-        if fresh:
-            _clear(path)
-        for leftover in path.rglob(f"{TEMPORARY}*"):
-            leftover.unlink(missing_ok=True)
-        if is_run_directory(path) and not _holds_results(path):
-            _clear(path)
-        if is_run_directory(path):
-            _refuse_other(path, config, _REPLANNED if replan else frozenset(), moved)
-        else:
-            write_json(path / ENVIRONMENT, environment())
-        if not (replan and is_run_directory(path)):
-            _write_config(path, config)
+    try:
+        with locked(path / LOCK), _storage(path):
+            _prepare(path, config, fresh=fresh, replan=replan, moved=moved)
+            yield
+    except FastpruneError:
+        for folder in missing:
+            try:
+                folder.rmdir()
+            except OSError:
+                # It holds results, or somebody else put something there meanwhile.
+                break
+        raise
+
+
+def _prepare(path: Path, config: RunConfig, *, fresh: bool, replan: bool, moved: bool) -> None:
+    if fresh:
+        _clear(path)
+    for leftover in path.rglob(f"{TEMPORARY}*"):
+        leftover.unlink(missing_ok=True)
+    if is_run_directory(path) and not _holds_results(path):
+        _clear(path)
+    if is_run_directory(path):
+        _refuse_other(path, config, _REPLANNED if replan else frozenset(), moved)
+    else:
+        write_json(path / ENVIRONMENT, environment())
+    if not (replan and is_run_directory(path)):
+        _write_config(path, config)
+
+
+@contextmanager
+def _storage(path: Path) -> Iterator[None]:
+    """A context whose errors of the disk are told as such; without a result nothing stays."""
+    try:
         try:
             yield
-        except FastpruneError:
-            if not _holds_results(path):
-                _remove(path, missing)
-            raise
+        except OSError as error:
+            if not (path / LOCK).exists():
+                raise _gone(path) from error
+            told = StorageError.of(error, path)
+            if told is None:
+                raise
+            raise told from error
+    except FastpruneError:
+        if not _holds_results(path):
+            _clear(path)
+            (path / LOCK).unlink(missing_ok=True)
+        raise
+
+
+def _gone(path: Path) -> StorageError:
+    return StorageError(f"{path}: the run directory was removed while the run was using it")
 
 
 def environment() -> dict[str, Any]:
@@ -419,22 +391,3 @@ def _clear(path: Path, but: Set[str] = frozenset()) -> None:
         # The lock is held: removing its file would let a second run lock a new one.
         if name != LOCK and name not in but:
             (path / name).unlink(missing_ok=True)
-
-
-def _remove(path: Path, made: list[Path]) -> None:
-    """Removes what a run without results left, and the folders that were made for it."""
-    _clear(path)
-    (path / LOCK).unlink(missing_ok=True)
-    for folder in made:
-        try:
-            folder.rmdir()
-        except OSError:
-            # Somebody else put something there meanwhile.
-            return
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -26,7 +26,7 @@ from fastprune.methods.papm import JoinedOptions
 from fastprune.methods.papm_split import PapmSplitOptions
 from fastprune.models import resolve
 from fastprune.run.checks import check_recipes
-from fastprune.run.directory import ENSEMBLE_STAGES, open_directory, saved_config
+from fastprune.run.directory import open_directory, saved_config
 from fastprune.run.ensemble_plots import plot_devices
 from fastprune.run.ensemble_report import build_ensemble_report
 from fastprune.run.fusion import fuse
@@ -37,6 +37,7 @@ from fastprune.run.networks import device_of
 from fastprune.run.paths import RunPaths, is_run_directory
 from fastprune.run.pruning import PruningRun
 from fastprune.run.staged import Made, StagedRun
+from fastprune.run.stages import ENSEMBLE_STAGES
 from fastprune.training import evaluate
 from fastprune.training.experts import head_of
 

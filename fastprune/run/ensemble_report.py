@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from fastprune.run.directory import StageRecord
 from fastprune.run.report import steady_warning
+from fastprune.run.stages import StageRecord
 from fastprune.run.tables import print_ending, print_title, row_console, share
 
 __all__ = ["build_ensemble_report", "part_of", "print_ensemble_report"]

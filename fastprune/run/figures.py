@@ -15,11 +15,11 @@ from fastprune.graph import PruningPlan
 from fastprune.methods._grouping import Grouping
 from fastprune.methods._states import StateRecord, read_states
 from fastprune.methods._trials import TrialLog
-from fastprune.run.directory import stored_record
 from fastprune.run.ensemble_plots import plot_devices
 from fastprune.run.grouping_plots import plot_dendrogram, plot_similarity
 from fastprune.run.paths import RunPaths, check_run_directory
 from fastprune.run.plots import plot_channels, plot_search, plot_training
+from fastprune.run.stages import stored_record
 from fastprune.run.state_plots import plot_penalty, plot_state_channels, plot_states
 from fastprune.run.trainings import read_trainings
 

@@ -20,12 +20,11 @@ from fastprune.run.fusion_file import (
     SavedNetwork,
     digests_of,
     load_fusion,
-    make_folder,
     save_fusion,
     weight_of,
 )
 from fastprune.run.networks import device_of
-from fastprune.run.paths import FUSION_HEAD, FUSION_WORK
+from fastprune.run.paths import FUSION_HEAD, FUSION_WORK, make_folder
 from fastprune.training import Progress
 from fastprune.training.experts import Expert
 from fastprune.training.fusion import FusionOptions, cached_features, fit_head, measure_head

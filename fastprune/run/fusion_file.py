@@ -15,7 +15,7 @@ from torch import nn
 
 from fastprune import __version__, artifact
 from fastprune.data import DataOptions, Normalization
-from fastprune.errors import ArtifactError, ConfigError
+from fastprune.errors import ArtifactError
 from fastprune.files import sha256_of, write_json
 from fastprune.nn import FusionHead
 from fastprune.run.paths import FUSION
@@ -28,7 +28,6 @@ __all__ = [
     "digests_of",
     "fused_network",
     "load_fusion",
-    "make_folder",
     "open_expert",
     "open_head",
     "openers",
@@ -203,20 +202,6 @@ def digests_of(stem: Path) -> dict[str, str]:
         return {file.name: sha256_of(file) for file in files}
     except FileNotFoundError as error:
         raise ArtifactError(f"{error.filename}: missing; expected a saved network") from None
-
-
-def make_folder(path: Path) -> None:
-    """Makes a folder for results, before any work is done for them.
-
-    Raises:
-        ConfigError: it cannot be, or nothing can be written there.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot write there: {error.strerror}") from None
-    if not os.access(path, os.W_OK):
-        raise ConfigError(f"{path}: cannot write there")
 
 
 def save_fusion(fusion: Fusion) -> None:

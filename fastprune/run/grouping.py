@@ -29,10 +29,11 @@ from fastprune.methods._grouping import (
     group_classes,
     similarity,
 )
-from fastprune.run.directory import RunDirectory, saved_config, stored_record
+from fastprune.run.directory import RunDirectory, saved_config
 from fastprune.run.grouping_plots import plot_dendrogram, plot_similarity
 from fastprune.run.networks import build_network, choose_normalization, device_of, set_threads
 from fastprune.run.paths import RunPaths, check_run_directory
+from fastprune.run.stages import stored_record
 from fastprune.run.tables import row_console
 from fastprune.training import Progress, choose_progress, mean_logits
 

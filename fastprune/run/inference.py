@@ -24,13 +24,12 @@ from fastprune.run.fusion import fused_data
 from fastprune.run.fusion_file import (
     Fusion,
     load_fusion,
-    make_folder,
     open_head,
     openers,
     weight_of,
 )
 from fastprune.run.networks import device_of
-from fastprune.run.paths import INFERENCE
+from fastprune.run.paths import INFERENCE, make_folder
 from fastprune.training import Metrics, Progress, evaluate
 from fastprune.training.progress import SilentProgress
 from fastprune.training.split import SplitNetwork, SplitPart

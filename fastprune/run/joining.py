@@ -17,13 +17,14 @@ from fastprune.data import DataOptions
 from fastprune.errors import ConfigError
 from fastprune.methods.papm_split import PapmSplitOptions
 from fastprune.run.commands import images_of
-from fastprune.run.directory import saved_config, stored_record
+from fastprune.run.directory import saved_config
 from fastprune.run.fusion import fuse
 from fastprune.run.fusion_file import Fusion, load_fusion, open_head
 from fastprune.run.inference import Inference, infer
 from fastprune.run.networks import build_network, set_threads
 from fastprune.run.paths import FUSION, RunPaths, check_run_directory, is_run_directory
 from fastprune.run.pipeline import run as run_pipeline
+from fastprune.run.stages import stored_record
 from fastprune.run.tables import row_console
 from fastprune.training import choose_progress
 from fastprune.training.fusion import FusionOptions

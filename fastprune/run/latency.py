@@ -23,7 +23,7 @@ from fastprune.errors import ConfigError
 from fastprune.files import write_atomically, write_json
 from fastprune.latency import LatencyOptions, Mode, device_name, mode_refusal, seconds_of
 from fastprune.run.networks import device_of
-from fastprune.run.paths import RunPaths
+from fastprune.run.paths import RunPaths, make_folder
 from fastprune.run.timing import why_slow
 from fastprune.training import choose_progress
 from fastprune.training._compile import Compiled, compile_refusal
@@ -151,6 +151,8 @@ def measure(
         "pruned": artifact.load(path, device="cpu"),
     }
     shape = tuple(description["input_shape"])
+    folder = RunPaths(out or stem.parent)
+    make_folder(folder.path)
     told = choose_progress(quiet=quiet)
     rows: list[LatencyRow] = []
     skipped: dict[str, str] = {}
@@ -178,7 +180,6 @@ def measure(
         options = LatencyOptions.model_validate({"batch_size": least.batch, "mode": least.mode})
         with _threads(least.threads):
             why = why_slow(networks["unpruned"], networks["pruned"], shape, options, where, told)
-    folder = RunPaths(out or stem.parent)
     found = Measured(
         network=description["architecture"],
         device=device_name(where),
@@ -190,7 +191,6 @@ def measure(
         files=(folder.latency_csv, folder.latency),
     )
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
         write_atomically(folder.latency_csv, _csv(rows))
         write_json(folder.latency, found.to_dict())
     except OSError as error:

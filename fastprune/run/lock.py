@@ -29,9 +29,13 @@ def locked(file: Path) -> Iterator[None]:
     while stream is None:
         stream = _lock(file)
     with stream:
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
+        try:
+            # Not by the stream, which would try it again when it is closed.
+            os.ftruncate(stream.fileno(), 0)
+            os.write(stream.fileno(), str(os.getpid()).encode())
+        except OSError as error:
+            file.unlink()
+            raise ConfigError(f"{file.parent}: cannot write there: {error.strerror}") from None
         yield
 
 

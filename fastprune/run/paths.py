@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from fastprune.errors import ConfigError
-from fastprune.files import digest_of
+from fastprune.files import TEMPORARY, digest_of
 
-__all__ = ["RunPaths", "check_run_directory", "is_run_directory"]
+__all__ = ["RunPaths", "check_run_directory", "is_run_directory", "make_folder"]
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -109,6 +110,22 @@ def check_run_directory(path: Path) -> None:
         raise ConfigError(f"{path}: is a file; expected a run directory")
     if not is_run_directory(path):
         raise ConfigError(f"{path}: not a run directory: it holds no {CONFIG}")
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder for results, before any work is done for them.
+
+    Raises:
+        ConfigError: it cannot be, or nothing can be written there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        # Whether a disk can be written to is known once it was.
+        probe = path / f"{TEMPORARY}{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write there: {error.strerror}") from None
 
 
 class RunPaths:

@@ -25,12 +25,12 @@ from fastprune.methods._states import read_states
 from fastprune.models import resolve
 from fastprune.run.checks import budget_lines, check_oracle
 from fastprune.run.classes import write_classes
-from fastprune.run.directory import STAGES
 from fastprune.run.figures import state_drawings
 from fastprune.run.networks import build_network
 from fastprune.run.plots import plot_channels, plot_search
 from fastprune.run.report import build_report
 from fastprune.run.staged import Made, StagedRun, open_data
+from fastprune.run.stages import STAGES
 from fastprune.run.timing import latency_lines, settled
 from fastprune.training import TrainingOptions
 from fastprune.training.progress import SilentProgress

@@ -14,7 +14,7 @@ from fastprune.config import RunConfig
 from fastprune.graph import ChannelGraph, PruningPlan
 from fastprune.graph.units import map_sizes
 from fastprune.latency import Mode, hardly_faster, seconds_of
-from fastprune.run.directory import StageRecord
+from fastprune.run.stages import StageRecord
 from fastprune.run.timing import why_slow
 from fastprune.training.progress import SilentProgress
 

@@ -24,9 +24,10 @@ from fastprune.files import sha256_of, write_json
 from fastprune.graph import ChannelGraph, trace
 from fastprune.latency import DeviceClock
 from fastprune.run.checks import check_recipes
-from fastprune.run.directory import RunDirectory, StageRecord, stage_key
+from fastprune.run.directory import RunDirectory
 from fastprune.run.networks import build_network, check_outputs, choose_normalization
 from fastprune.run.report import channel_facts, left_out
+from fastprune.run.stages import StageRecord, stage_key
 from fastprune.run.timing import reachable_here
 from fastprune.training import Metrics, Progress, TrainingOptions, evaluate, fit
 

@@ -10,14 +10,8 @@ from typing import Any
 from fastprune.config import RunConfig
 from fastprune.errors import ConfigError
 from fastprune.files import sha256_of
-from fastprune.run.directory import (
-    ENSEMBLE_STAGES,
-    STAGES,
-    StageRecord,
-    stage_key,
-    stored_record,
-)
 from fastprune.run.paths import RunPaths
+from fastprune.run.stages import ENSEMBLE_STAGES, STAGES, StageRecord, stage_key, stored_record
 
 __all__ = ["goes_on_by", "stages_of", "standing_records", "standing_report"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from fastprune.errors import CheckpointError
-from fastprune.run.directory import ENSEMBLE_STAGES, STAGES
 from fastprune.run.paths import RunPaths
+from fastprune.run.stages import ENSEMBLE_STAGES, STAGES
 from fastprune.training._store import METRICS
 from fastprune.training.evaluator import CANDIDATES
 

@@ -13,7 +13,7 @@ import torch
 
 from fastprune.distributed import first, rank
 from fastprune.errors import CheckpointError
-from fastprune.files import write_atomically
+from fastprune.files import named, write_atomically
 from fastprune.training import checkpoint
 from fastprune.training.progress import Progress
 
@@ -134,7 +134,8 @@ class Store:
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Adds an epoch to ``metrics.jsonl``."""
         if self.directory is not None and self._writes:
-            with (self.directory / METRICS).open("a", encoding="utf-8") as stream:
+            file = self.directory / METRICS
+            with named(file), file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
 
     def _warn(self, message: str) -> None:

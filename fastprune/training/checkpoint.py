@@ -41,7 +41,13 @@ def write(path: Path, state: State, *, lasting: bool = True) -> None:
 def _write(file: Path, state: State) -> None:
     with file.open("w+b") as stream:
         written = _Hashed(stream)
-        torch.save(state, cast("IO[bytes]", written))
+        try:
+            torch.save(state, cast("IO[bytes]", written))
+        except RuntimeError:
+            # torch ends its archive all the same, and tells of that alone.
+            if written.refusal is None:
+                raise
+            raise written.refusal from None
         stream.seek(-len(_NO_COMMENT), os.SEEK_END)
         if stream.read() != _NO_COMMENT:
             raise ValueError(
@@ -59,13 +65,18 @@ class _Hashed(io.RawIOBase):
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self.digest = hashlib.sha256()
+        self.refusal: OSError | None = None
 
     def writable(self) -> bool:
         return True
 
     def write(self, content: Any) -> int:
         self.digest.update(content)
-        return self._stream.write(content)
+        try:
+            return self._stream.write(content)
+        except OSError as error:
+            self.refusal = error
+            raise
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> State:

@@ -37,7 +37,7 @@ class DistillOptions(_Options):
     """Learning from the unpruned network: (1 - alpha) · CE + alpha · T² · KL."""
 
     temperature: float = Field(
-        default=4.0, gt=0, description="T, which both networks' logits are divided by."
+        default=4.0, gt=0, le=1e6, description="T, which both networks' logits are divided by."
     )
     alpha: float = Field(
         default=0.5, ge=0, le=1, description="Share of the unpruned network in the loss."

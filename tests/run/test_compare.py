@@ -20,6 +20,7 @@ from fastprune.methods._states import StateRecord, write_states
 from fastprune.run.compare import Comparison, compare, print_comparison
 from fastprune.run.compared_run import COLUMNS
 from fastprune.run.paths import RunPaths
+from fastprune.run.stages import stored_record, write_record
 
 STATE = StateRecord(
     state=0,
@@ -170,9 +171,15 @@ def rewritten(run: Path, changes: dict[str, Any]) -> None:
 
     content = {key: value for key, value in (report_of(run) | changes).items() if value != "none"}
     (run / "report.json").write_text(json.dumps(content))
-    record = RunPaths(run).record_file("report")
-    sums = {"files": {"report.json": sha256_of(run / "report.json")}}
-    record.write_text(json.dumps(json.loads(record.read_text()) | sums))
+    altered(run, "report", files={"report.json": sha256_of(run / "report.json")})
+
+
+def altered(run: Path, stage: str, **changes: Any) -> None:
+    """Lets the record of a stage say something else, as if the run had written it."""
+    file = RunPaths(run).record_file(stage)
+    record = stored_record(file)
+    assert record is not None
+    write_record(file, replace(record, **changes))
 
 
 def test_what_cannot_be_compared_is_left_out_a_line_each(finished: Path, tmp_path: Path) -> None:
@@ -182,9 +189,7 @@ def test_what_cannot_be_compared_is_left_out_a_line_each(finished: Path, tmp_pat
     searching = copied(finished, "colony", tmp_path / "searching")
     RunPaths(searching).record_file("plan").unlink()
     planned = copied(finished, "gradual", tmp_path / "planned")
-    record = json.loads(RunPaths(planned).record_file("plan").read_text())
-    record["results"]["digest"] = "another"
-    RunPaths(planned).record_file("plan").write_text(json.dumps(record))
+    altered(planned, "plan", results={"digest": "another"})
     edited = copied(finished, "gradual", tmp_path / "edited")
     (edited / "report.json").write_text("{}")
     stale = copied(finished, "gradual", tmp_path / "stale")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -46,14 +46,16 @@ def test_a_stage_stands_while_inputs_and_files_are_the_same(tmp_path: Path) -> N
         assert directory.finished("plan", "inputs") == (None, "plan.json is missing")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"stage": "plan"}', '{"results": null}'])
-def test_a_damaged_record_is_told_from_none(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"stage": "plan"}', {"results": None}, {"results": {}}, {"digest": None}],
+)
+def test_a_damaged_or_edited_record_is_told_from_none(tmp_path: Path, content: Any) -> None:
     with open_directory(tmp_path, config()) as directory:
-        directory.finish("plan", "inputs", {}, (), 1)
+        directory.finish("plan", "inputs", {"width": 3}, (), 1)
         file = directory.record_file("plan")
         whole = json.loads(file.read_text())
-        given = whole | {"results": None} if "results" in content else content
-        file.write_text(given if isinstance(given, str) else json.dumps(given))
+        file.write_text(content if isinstance(content, str) else json.dumps(whole | content))
 
         assert directory.finished("plan", "inputs") == (None, "its record is unreadable")
 

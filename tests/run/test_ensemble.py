@@ -23,13 +23,13 @@ from fastprune.errors import ArtifactError, ConfigError, FastpruneError
 from fastprune.files import TEMPORARY
 from fastprune.run import ensemble, pipeline
 from fastprune.run.compare import compare
-from fastprune.run.directory import ENSEMBLE_STAGES
 from fastprune.run.ensemble_report import print_ensemble_report
 from fastprune.run.fusion import fused_data
 from fastprune.run.fusion_file import Fusion, fused_network, load_fusion
 from fastprune.run.grouping import group_run
 from fastprune.run.html.write import write_report
 from fastprune.run.inference import infer
+from fastprune.run.stages import ENSEMBLE_STAGES
 from fastprune.training import evaluate
 
 # A checkpoint after every step, so that a training can be killed anywhere and go on.
@@ -298,7 +298,7 @@ def test_killed_in_every_stage_it_goes_on_and_ends_the_same(
 def test_killed_at_random_it_ends_the_same(server: Any, one: Path, tmp_path: Path) -> None:
     drawn, killed = random.Random(0), 0
     most = {"step": 12, "before a rename": 25, "after a rename": 25}
-    for _ in range(12):
+    for _ in range(4):
         event = drawn.choice(list(most))
         # What is measured last takes long, and was killed above.
         if server.run(ONE, tmp_path, event, drawn.randrange(1, most[event]), until="fuse") == 0:
@@ -306,7 +306,7 @@ def test_killed_at_random_it_ends_the_same(server: Any, one: Path, tmp_path: Pat
         killed += 1
     assert server.run(ONE, tmp_path, until="fuse") == 0
 
-    assert killed >= 6
+    assert killed >= 3
     assert products(tmp_path) == products(one)
     assert not list(tmp_path.rglob(f"{TEMPORARY}*"))
 

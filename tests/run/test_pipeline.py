@@ -17,7 +17,7 @@ from fastprune.config import RunConfig, make_config
 from fastprune.errors import BudgetError, ConfigError, FastpruneError
 from fastprune.files import TEMPORARY
 from fastprune.run import pipeline
-from fastprune.run.directory import STAGES
+from fastprune.run.stages import STAGES
 
 # A checkpoint after every step, so that training can be killed anywhere and go on.
 TRAIN = {"epochs": 2, "lr": 0.05, "checkpoint_every": 0}

@@ -20,7 +20,7 @@ from fastprune.methods._scales import SCALES, ScaleRecord, read_scales
 from fastprune.methods._states import StateRecord
 from fastprune.methods._trials import TrialLog, front
 from fastprune.run.compared_run import ComparedRun, printable, read_finished
-from fastprune.run.directory import StageRecord, saved_config
+from fastprune.run.directory import saved_config
 from fastprune.run.figures import (
     count_trials,
     file_of_plan,
@@ -31,6 +31,7 @@ from fastprune.run.figures import (
 )
 from fastprune.run.paths import RunPaths, check_run_directory
 from fastprune.run.plots import read_trials
+from fastprune.run.stages import StageRecord
 from fastprune.run.standing import goes_on_by, stages_of, standing_records, standing_report
 from fastprune.run.trainings import Epoch, read_trainings
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from fastprune.errors import CheckpointError, ConfigError
 from fastprune.files import sha256_of
 from fastprune.run.html.content import read_run
 from fastprune.run.paths import RunPaths
+from fastprune.run.stages import stored_record, write_record
 
 
 def copied(run: Path, to: Path, until: str | None = None) -> Path:
@@ -56,8 +58,9 @@ def test_an_unfinished_run_gives_what_stands(
 def test_a_stage_of_what_was_replaced_since_does_not_stand(finished: Path, tmp_path: Path) -> None:
     path = copied(finished / "gradual", tmp_path / "run")
     file = RunPaths(path).record_file("plan")
-    record = json.loads(file.read_text())
-    file.write_text(json.dumps(record | {"inputs": "of another configuration"}))
+    record = stored_record(file)
+    assert record is not None
+    write_record(file, replace(record, inputs="of another configuration"))
 
     assert read_run(path).following == "prune"
 
@@ -107,9 +110,10 @@ def test_a_report_of_another_version_is_said_to_be_one(
     report = json.loads(paths.report.read_text())
     del report[missing]
     paths.report.write_text(json.dumps(report))
-    record = json.loads(paths.record_file("report").read_text())
-    record["files"][paths.report.name] = sha256_of(paths.report)
-    paths.record_file("report").write_text(json.dumps(record))
+    record = stored_record(paths.record_file("report"))
+    assert record is not None
+    sums = {paths.report.name: sha256_of(paths.report)}
+    write_record(paths.record_file("report"), replace(record, files=sums))
 
     with pytest.raises(
         ConfigError, match=f"of another version of fastprune: it has no '{missing}"
