@@ -178,7 +178,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     file = Path(path)
     if not file.is_file():
-        raise ConfigError(f"{file}: no such configuration file")
+        there = "a folder; expected a YAML file" if file.is_dir() else "no such configuration file"
+        raise ConfigError(f"{file}: {there}")
     try:
         given = _parsed(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError:

@@ -136,7 +136,8 @@ class DivergenceError(TrainingError):
 def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:
     """A hint for an unknown name: ``; did you mean 'x'?`` with the nearest, or the known names."""
     names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=most, cutoff=0.6)
+    close = [other for other in names if other.lower() == name.lower()]
+    close = close or difflib.get_close_matches(name, names, n=most, cutoff=0.6)
     if close:
         return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
     if not names:

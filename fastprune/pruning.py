@@ -35,6 +35,9 @@ class Pruned(NamedTuple):
     before: Cost
     after: Cost
 
+    def __repr__(self) -> str:
+        return f"Pruned({type(self.model).__name__}: {self.before} to {self.after})"
+
 
 def prune(
     model: nn.Module,

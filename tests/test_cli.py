@@ -167,6 +167,30 @@ def test_count_knows_shapes_classes_options_and_other_rules() -> None:
     assert "269,722" in out
 
 
+def test_count_counts_a_saved_network(finished: Path) -> None:
+    found = answer("count", finished, "--groups")
+    report = json.loads((finished / "report.json").read_text())
+
+    assert {name: found[name] for name in report["cost"]["pruned"]} == report["cost"]["pruned"]
+    assert found["groups"]
+    assert "is a saved network" in refusal("count", finished, "--code=5 5")
+
+
+def test_evaluate_knows_what_a_saved_network_tells_apart(finished: Path, tmp_path: Path) -> None:
+    saved = json.loads((finished / "pruned.json").read_text())
+    for name, classes in (("other", ["x"] * 10), ("more", ["x"] * 12)):
+        saved["classes"] = classes
+        (tmp_path / f"{name}.json").write_text(json.dumps(saved))
+        weights = (finished / "pruned.safetensors").read_bytes()
+        (tmp_path / f"{name}.safetensors").write_bytes(weights)
+    digits = ("--data=digits", "test_limit=8")
+    err = refusal("evaluate", tmp_path / "more", *digits)
+    assert "more tells 12 classes apart, and digits has 10" in err
+    code, _, err = call("evaluate", tmp_path / "other", *digits)
+    assert code == 0
+    assert "was trained for other classes ('x', …) than digits has ('0', …)" in err
+
+
 def test_count_counts_what_a_code_leaves() -> None:
     code = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4]
     given = ("count", "vgg16_cifar_abc", "--code", ", ".join(str(k) for k in code))
@@ -388,8 +412,8 @@ def test_prune_says_what_it_lacks() -> None:
 
     assert "prune.ranking: expected 'global', 'layer' or 'isomorphic'; got 'glob'" in err
     err = refusal("prune", "resnet20_cifar", "--epochs=0")
-    assert "prune.budget: one_shot needs a budget" in err
-    assert "baseline: the network has no weights; expected model.weights, or baseline" in err
+    assert "error: --macs: expected a budget" in err
+    assert "error: --weights: expected the network's weights" in err
 
 
 def test_lists() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import gc
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -77,6 +78,13 @@ def _trace(
     if training is not None:
         reached = used_parameters(training)
         unused = [name for name in unused if name not in reached]
+    if unused and (looked := _looked_at(program)):
+        raise GraphError(
+            f"the network's code looks at numbers that it computed ({', '.join(looked)}), and "
+            f" {len(unused)} parameters were not reached ({', '.join(unused[:3])}): which "
+            "layers run may depend on the images, and pruning along one way would break the "
+            "others; trace a part without such choices, or make them tensor operations"
+        )
     tracker = ChannelTracker(modules=held.modules)
     _walk(program, tracker, select)
     evaluated = tracker.maps, tracker.layers
@@ -91,6 +99,22 @@ def _trace(
             if name in tracker.fixed_parameters:
                 tracker.freeze(slot.ids, tracker.fixed_parameters[name])
     return _assemble(program, training, tracker, training_maps, held, unused, keep, example)
+
+
+def _looked_at(program: Program) -> list[str]:
+    """Calls whose result is a single number that no other call reads: Python does, then.
+
+    ``float(x.max()) > 0`` is no torch function that could be seen.
+    """
+    returned = {value.id for value in program.outputs}
+    return [
+        f"{op.name}, op {op.index}"
+        for op in program.ops
+        if any(
+            value.uses == 0 and value.id not in returned and math.prod(value.shape) == 1
+            for value in op.outputs
+        )
+    ]
 
 
 def _training_program(

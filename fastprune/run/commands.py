@@ -73,6 +73,14 @@ def count(
     given = [name for name, value in smaller.items() if value is not None]
     if len(given) > 1:
         raise ConfigError(f"{given[0]}: {given[1]} is given too; expected one of the two")
+    if _is_saved(model):
+        asked_for = [*given, *(["--input"] if shape else []), *(model_options or ())]
+        if asked_for or num_classes is not None or rule or published_quirks:
+            raise ConfigError(
+                f"{model}: is a saved network, which is counted as it is; expected --counting and "
+                "--groups alone"
+            )
+        return _count_saved(model, counting, groups)
     known, asked = gene_network(model, gene, rule, published_quirks)
     name = model if gene is None else known.name
     options = _model_options(name, None, num_classes, [*model_options, *asked])
@@ -125,6 +133,15 @@ def count(
         ]
         found |= gene_ids(known, graph)
     return found
+
+
+def _count_saved(path: str, counting: str, groups: bool) -> dict[str, Any]:
+    _, description = artifact.describe(path)
+    network, size = artifact.load(path), description["input_shape"]
+    graph = artifact.trace_for(network, torch.zeros(1, *size), description.get("keep", ()))
+    counts = graph.count(None, counting).to_dict()
+    found = {"model": path, "input": list(size), "counting": counting, **counts}
+    return found | channel_facts(graph) if groups else found
 
 
 def evaluate(
@@ -189,6 +206,8 @@ def evaluate(
     network.to(where)
     graph = artifact.trace_for(network, torch.zeros(1, *info.input_shape, device=where), ())
     check_outputs(graph, info.num_classes, model)
+    if is_saved:
+        _check_classes(model, description, given.name, info, progress)
     try:
         metrics = measure(
             network, pipeline, device=where, channels_last=True, progress=progress, name=split
@@ -212,6 +231,30 @@ def evaluate(
         },
         "weights": message,
     }
+
+
+def _check_classes(
+    model: str,
+    description: Mapping[str, Any],
+    dataset: str,
+    info: data.DataInfo,
+    progress: Progress,
+) -> None:
+    """Refuses images of another number of classes than a saved network tells apart; says so where
+    the classes have other names.
+    """
+    names, count = description.get("classes"), description["num_classes"]
+    told_apart = count if names is None else len(names)
+    if told_apart is not None and told_apart != info.num_classes:
+        raise ConfigError(
+            f"--data: {model} tells {told_apart} classes apart, and {dataset} has "
+            f"{info.num_classes}"
+        )
+    if names is not None and tuple(names) != tuple(info.classes):
+        progress.note(
+            f"fastprune: {model} was trained for other classes ({names[0]!r}, …) than {dataset} "
+            f"has ({info.classes[0]!r}, …)"
+        )
 
 
 def prune_config(
@@ -262,7 +305,23 @@ def prune_config(
         given["baseline"] = {"epochs": baseline_epochs, "lr": 0.1}
     if epochs:
         given["finetune"] = {"epochs": epochs, "lr": 0.01, "schedule": "cosine"}
-    return make_config(given, source="prune")
+    try:
+        return make_config(given, source="prune")
+    except ConfigError as error:
+        raise ConfigError([_as_flags(line) for line in error.problems]) from None
+
+
+_FLAGS = {
+    "prune: baseline: the network has no weights": "--weights: expected the network's weights, a "
+    "file or a published name; or --baseline-epochs, to train it first",
+    "prune: prune.budget: one_shot needs a budget": "--macs: expected a budget: --macs, --params, "
+    "--channels, --size-mb or --latency-ms",
+}
+"""What a configuration lacks, and the flags that give it."""
+
+
+def _as_flags(line: str) -> str:
+    return next((said for begin, said in _FLAGS.items() if line.startswith(begin)), line)
 
 
 def run_name(model: str) -> str:

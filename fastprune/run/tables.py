@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fastprune.latency import TOLERANCE
 from fastprune.run.report import accuracy_names
 
 __all__ = [
@@ -111,6 +112,8 @@ def _reached(found: Mapping[str, Any]) -> str:
     first = found["first_reached_ms"]
     again = "" if first is None else f", after {first:.4g} of a first plan"
     missed = "" if found["held"] else "; the budget is missed by more than measuring explains"
+    if found["held"] and found["reached_ms"] > found["limit_ms"]:
+        missed = f"; within the {TOLERANCE:.0%} that measuring may be off"
     return (
         f"budget in latency: {found['reached_ms']:.4g} ms reached, {found['limit_ms']:.4g} asked "
         f"for, {found['predicted_ms']:.4g} predicted{again}, unpruned {found['unpruned_ms']:.4g}; "

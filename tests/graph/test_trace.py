@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fastprune as fp
 from fastprune.errors import GraphError
 from fastprune.graph import trace
 from fastprune.testing import Assembled
@@ -213,3 +214,36 @@ def test_functions_without_a_rule_are_named() -> None:
     assert graph.program.ruleless == ("tril",)
     assert graph.unprunable[0].reason == "tril (op 1) has no rule"
     assert "ops without a rule: tril" in str(graph)
+
+
+@pytest.mark.parametrize(
+    "look", [lambda y: float(y.max()), lambda y: y.sum().item(), lambda y: bool((y > 0).any())]
+)
+def test_layers_behind_a_choice_by_the_images_are_not_passed_over(look: Any) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.c1(x)
+        return m.head((m.one(y) if look(y) > 0 else m.other(y)).mean((2, 3)))
+
+    layers = {"one": nn.Conv2d(8, 12, 3), "other": nn.Conv2d(8, 12, 3)}
+    model = Assembled(forward, c1=nn.Conv2d(3, 8, 3), head=nn.Linear(12, 5), **layers)
+    with pytest.raises(GraphError, match=r"looks at numbers .* 2 parameters were not reached"):
+        trace(model, EXAMPLE)
+
+
+def test_what_is_only_looked_at_or_only_unused_is_no_matter() -> None:
+    def checked(m: Any, x: Tensor) -> Tensor:
+        y = m.c1(x)
+        assert not bool(y.isnan().any())
+        return m.head(y.mean((2, 3)))
+
+    model = Assembled(checked, c1=nn.Conv2d(3, 8, 3), head=nn.Linear(8, 5))
+    assert trace(model, EXAMPLE).unused == ()
+    spare = network()
+    spare.add_module("spare", nn.Conv2d(3, 8, 3))
+    assert trace(spare, EXAMPLE).unused == ("spare.weight", "spare.bias")
+
+
+def test_what_prune_gives_prints_in_a_line() -> None:
+    found = repr(fp.prune(network(), EXAMPLE, budget={"macs": 0.5}))
+    assert found.startswith("Pruned(Assembled: Cost(macs=")
+    assert len(found) < 250
