@@ -138,7 +138,14 @@ def _text(subject: Subject, source: Source, sha256: str) -> str:
             'self.register_buffer("pixel_mean", mean.view(-1, 1, 1), persistent=False)',
             'self.register_buffer("pixel_std", std.view(-1, 1, 1), persistent=False)',
         ]
+        wrong, right = {
+            "unit": ("not x.is_floating_point()", "pixels from 0 to 1 as floats"),
+            "uint8": ("x.dtype is not torch.uint8", "pixels from 0 to 255 as torch.uint8"),
+        }[subject.pixels]
         steps = [
+            # Others would give other classes, and nobody would know.
+            f"if {wrong}:",
+            f'    raise TypeError(f"expected {right}, got {{x.dtype}}")',
             "x = (x.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std",
             *([f"x = x.to({dtype})"] if dtype is not torch.float32 else []),
             *steps,

@@ -116,6 +116,21 @@ def test_it_normalises_pixels(pixels: str, tmp_path: Path, bare: BareProcess, sa
     torch.testing.assert_close(outputs["4"], expected)
 
 
+@pytest.mark.parametrize("pixels", ["unit", "uint8"])
+def test_it_refuses_pixels_of_the_other_kind(pixels: str, tmp_path: Path, saved: Path) -> None:
+    written(saved, tmp_path / "out", pixels)
+    spec = importlib.util.spec_from_file_location(
+        "standalone_model", tmp_path / "out" / "model.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    levels = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    with pytest.raises(TypeError, match=r"expected pixels from 0 to .*, got torch"):
+        module.load()(levels / 255 if pixels == "uint8" else levels)
+
+
 def test_layers_are_written_as_layers(tmp_path: Path) -> None:
     save_pruned(tmp_path / "net", "standalone_networks:Everything")
     written(tmp_path / "net", tmp_path / "out")
