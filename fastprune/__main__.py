@@ -31,7 +31,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, interrupt)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         app(prog_name="fastprune")
-    _end(_exit_code())
+    else:
+        _end(_exit_code())
 
 
 def _exit_code() -> int:
