@@ -87,18 +87,20 @@ def test_killed_at_random_in_its_states_it_ends_the_same(
     drawn = random.Random(given["method"]["variant"])
     most = {"step": 8, "before a rename": 20, "after a rename": 20, "time": 900}
     killed: Counter[str] = Counter()
-    folder = tmp_path / "killed"
-    event, count = "step", 1
-    while server.run(given, folder, event, count) != 0:
-        assert not (folder / "stages/plan.json").is_file() or event != "step"
-        killed[event] += 1
-        event = drawn.choice(list(most))
-        count = drawn.randrange(300 if event == "time" else 1, most[event])
-        if sum(killed.values()) >= 3:
-            count = 0
-    hold_the_same(folder, whole)
+    for again in range(4):
+        folder = tmp_path / str(again)
+        event, count = "step", 1
+        while server.run(given, folder, event, count) != 0:
+            assert not (folder / "stages/plan.json").is_file() or event != "step"
+            killed[event] += 1
+            event = drawn.choice(list(most))
+            count = drawn.randrange(300 if event == "time" else 1, most[event])
+        hold_the_same(folder, whole)
+        if sum(killed.values()) >= 8:
+            break
 
-    assert sum(killed.values()) == 3
+    assert sum(killed.values()) >= 8
+    assert len(killed) >= 3
 
 
 @pytest.mark.parametrize("variant", ["imp", "rst"])
